@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Where everything lives: the checkout, the caches, and one run's directory."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from lab.errors import CannotTellError
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The directories of one user and one checkout."""
+
+    checkout: Path
+    cache: Path
+    out: Path
+
+    @classmethod
+    def default(cls) -> Layout:
+        """Return the layout that the environment asks for (XDG_CACHE_HOME)."""
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        return cls(CHECKOUT, Path(base) / "pageflip", Path.cwd() / "out")
+
+    @property
+    def downloads(self) -> Path:
+        """Verified archives, each under its SHA-256."""
+        return self.cache / "downloads"
+
+    @property
+    def apt(self) -> Path:
+        """The private apt root: lists, cache and sources file of our own."""
+        return self.cache / "apt"
+
+    @property
+    def trees(self) -> Path:
+        """Unpacked and patched source trees, each under its key."""
+        return self.cache / "trees"
+
+    @property
+    def builds(self) -> Path:
+        """QEMU builds, each under its key."""
+        return self.cache / "builds"
+
+    @property
+    def ccache(self) -> Path:
+        """The compiler cache that all builds share."""
+        return self.cache / "ccache"
+
+    @property
+    def images(self) -> Path:
+        """Guest images, each under its key."""
+        return self.cache / "images"
+
+    @property
+    def firmware(self) -> Path:
+        """Unpacked firmware packages, each set under its key."""
+        return self.cache / "firmware"
+
+    @property
+    def patches(self) -> Path:
+        """The patch series, one directory for each release."""
+        return self.checkout / "patches"
+
+    @property
+    def guests(self) -> Path:
+        """What the guest images are made of."""
+        return self.checkout / "guests"
+
+    def new_run(self) -> Path:
+        """Make and return a fresh run directory, ``out/<time>-<random>``."""
+        name = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
+        run = self.out / name
+        try:
+            run.mkdir(parents=True)
+        except OSError as error:
+            raise CannotTellError(
+                f"cannot make the run directory {run}: {error.strerror}",
+                hint="run from a directory you may write to, or name one with --out",
+            ) from error
+        return run
+
+
+@contextmanager
+def locked(path: Path, waiting: str = "") -> Iterator[None]:
+    """Hold an advisory lock beside `path`, so that two runs do not build the same thing.
+
+    The lock is the kernel's (flock): it goes with the process, however that ends.  When somebody
+    else holds it, `waiting` is logged once.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path.with_name(path.name + ".lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        from lab.progress import note  # noqa: PLC0415 -- only the slow path prints
+
+        note(waiting or f"waiting for another run that is making {path.name}")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def socket_directory() -> Iterator[Path]:
+    """A short-named private directory for unix sockets, removed afterwards.
+
+    A socket's path holds at most 107 bytes (unix(7)), which a deep checkout exceeds.
+    """
+    base = os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
+    if not os.access(base, os.W_OK):
+        base = tempfile.gettempdir()
+    with tempfile.TemporaryDirectory(prefix="pageflip-", dir=base) as directory:
+        yield Path(directory)

@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The only place that starts processes.
+
+Every child is in a process group of its own, which is ended when the lab leaves the block that
+started it, whatever the reason; and the kernel kills the child should the lab itself be killed
+(prctl(PR_SET_PDEATHSIG), by way of setpriv(1), which needs no code between fork and exec).
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from lab.deadline import Deadline, DeadlineError
+from lab.errors import CannotTellError
+
+Argv = Sequence[str | os.PathLike[str]]
+_TAIL_LINES = 30
+_GRACE_S = 5.0
+
+
+class CommandError(CannotTellError):
+    """A command could not be started, or ended with an error."""
+
+    def __init__(self, argv: Argv, status: str, output: str, log: Path | None, hint: str) -> None:
+        self.output = output
+        tail = "\n".join("    " + line for line in output.rstrip().splitlines()[-_TAIL_LINES:])
+        where = f"\n    (all of it: {log})" if log else ""
+        super().__init__(f"{command_line(argv)}: {status}\n{tail}{where}".rstrip(), hint)
+
+
+def command_line(argv: Argv) -> str:
+    """Return `argv` as one could type it into a shell."""
+    return shlex.join(os.fspath(word) for word in argv)
+
+
+def _under_us(argv: Argv) -> list[str]:
+    words = [os.fspath(word) for word in argv]
+    found = shutil.which(words[0])
+    if found is None:
+        raise CommandError(argv, f"{words[0]}: no such program", "", None,
+                           f"install it, or run ./pageflip doctor to see what is missing")
+    setpriv = shutil.which("setpriv")
+    guard = [setpriv, "--pdeathsig", "KILL", "--"] if setpriv else []
+    return [*guard, found, *words[1:]]
+
+
+def end(process: subprocess.Popen[str] | subprocess.Popen[bytes]) -> None:
+    """End a child and its whole group: TERM, then KILL after a moment."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGTERM)
+    # A stopped process acts on nothing but KILL until it is continued.
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGCONT)
+    try:
+        process.wait(_GRACE_S)
+    except subprocess.TimeoutExpired:
+        pass
+    finally:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+@contextmanager
+def spawned(argv: Argv, *, log: Path | None = None, cwd: Path | None = None,
+            env: Mapping[str, str] | None = None,
+            pass_fds: Sequence[int] = ()) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a long-lived child, its output going to `log`; end it when the block is left."""
+    out = log.open("ab") if log else subprocess.DEVNULL
+    try:
+        process = subprocess.Popen(
+            _under_us(argv), stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, cwd=cwd,
+            env={**os.environ, **(env or {})}, start_new_session=True, pass_fds=pass_fds)
+    finally:
+        if log:
+            out.close()  # type: ignore[union-attr]
+    try:
+        yield process
+    finally:
+        end(process)
+
+
+def run(argv: Argv, *, cwd: Path | None = None, env: Mapping[str, str] | None = None,
+        deadline: Deadline | None = None, log: Path | None = None, check: bool = True,
+        stdin: str | None = None, on_line: Callable[[str], None] | None = None,
+        hint: str = "") -> subprocess.CompletedProcess[str]:
+    """Run a command to its end and return what it printed (stdout and stderr together).
+
+    ``on_line`` sees every line as it comes.  ``log`` keeps them all, the command first, so that the
+    record exists whatever happens.  Raises CommandError when it cannot be started or, with
+    ``check``, exits non-zero; DeadlineError when it takes too long.
+    """
+    lines: list[str] = []
+    sink = log.open("a", encoding="utf-8", errors="replace") if log else None
+    process: subprocess.Popen[str] | None = None
+    try:
+        if sink:
+            print(f"+ {command_line(argv)}", file=sink, flush=True)
+        process = subprocess.Popen(
+            _under_us(argv), stdin=subprocess.PIPE if stdin is not None else subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", cwd=cwd,
+            env={**os.environ, **(env or {})}, start_new_session=True)
+        with _killed_at(process, deadline):
+            if stdin is not None and process.stdin:
+                with suppress(BrokenPipeError):
+                    process.stdin.write(stdin)
+                    process.stdin.close()
+            assert process.stdout is not None
+            for line in process.stdout:
+                lines.append(line)
+                if sink:
+                    sink.write(line)
+                if on_line:
+                    on_line(line.rstrip("\n"))
+            status = process.wait()
+    except OSError as error:
+        raise CommandError(argv, error.strerror or str(error), "", log, hint) from error
+    finally:
+        if process:
+            end(process)
+            if process.stdout:
+                process.stdout.close()
+        if sink:
+            sink.close()
+    output = "".join(lines)
+    if deadline and deadline.expired and status < 0:
+        raise DeadlineError(f"{command_line(argv)}: not done after {deadline.seconds:g} s")
+    if check and status != 0:
+        said = f"exit status {status}" if status > 0 else f"killed by signal {-status}"
+        raise CommandError(argv, said, output, log, hint)
+    return subprocess.CompletedProcess(list(argv), status, output, "")
+
+
+@contextmanager
+def _killed_at(process: subprocess.Popen[str], deadline: Deadline | None) -> Iterator[None]:
+    if deadline is None:
+        yield
+        return
+    import threading  # noqa: PLC0415 -- only runs with a deadline need it
+
+    timer = threading.Timer(deadline.left, end, [process])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
