@@ -27,13 +27,19 @@ def step(title: str) -> Iterator[Tick]:
         yield _plain(title)
         return
     with Progress(
-        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[n]}"),
-        TimeElapsedColumn(), console=console,
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[n]}"),
+        TimeElapsedColumn(),
+        console=console,
     ) as bar:
         task = bar.add_task(title, total=None, n="")
 
         def tick(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total or None, n=f"{done}/{total}" if total else "")
+            bar.update(
+                task, completed=done, total=total or None, n=f"{done}/{total}" if total else ""
+            )
 
         yield tick
 

@@ -13,9 +13,11 @@ import shlex
 import shutil
 import signal
 import subprocess
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from lab.deadline import Deadline, DeadlineError
 from lab.errors import CannotTellError
@@ -44,8 +46,13 @@ def _under_us(argv: Argv) -> list[str]:
     words = [os.fspath(word) for word in argv]
     found = shutil.which(words[0])
     if found is None:
-        raise CommandError(argv, f"{words[0]}: no such program", "", None,
-                           f"install it, or run ./pageflip doctor to see what is missing")
+        raise CommandError(
+            argv,
+            f"{words[0]}: no such program",
+            "",
+            None,
+            "install it, or run ./pageflip doctor to see what is missing",
+        )
     setpriv = shutil.which("setpriv")
     guard = [setpriv, "--pdeathsig", "KILL", "--"] if setpriv else []
     return [*guard, found, *words[1:]]
@@ -69,15 +76,27 @@ def end(process: subprocess.Popen[str] | subprocess.Popen[bytes]) -> None:
 
 
 @contextmanager
-def spawned(argv: Argv, *, log: Path | None = None, cwd: Path | None = None,
-            env: Mapping[str, str] | None = None,
-            pass_fds: Sequence[int] = ()) -> Iterator[subprocess.Popen[bytes]]:
+def spawned(
+    argv: Argv,
+    *,
+    log: Path | None = None,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    pass_fds: Sequence[int] = (),
+) -> Iterator[subprocess.Popen[bytes]]:
     """Start a long-lived child, its output going to `log`; end it when the block is left."""
     out = log.open("ab") if log else subprocess.DEVNULL
     try:
         process = subprocess.Popen(
-            _under_us(argv), stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, cwd=cwd,
-            env={**os.environ, **(env or {})}, start_new_session=True, pass_fds=pass_fds)
+            _under_us(argv),
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            cwd=cwd,
+            env={**os.environ, **(env or {})},
+            start_new_session=True,
+            pass_fds=pass_fds,
+        )
     finally:
         if log:
             out.close()  # type: ignore[union-attr]
@@ -87,49 +106,46 @@ def spawned(argv: Argv, *, log: Path | None = None, cwd: Path | None = None,
         end(process)
 
 
-def run(argv: Argv, *, cwd: Path | None = None, env: Mapping[str, str] | None = None,
-        deadline: Deadline | None = None, log: Path | None = None, check: bool = True,
-        stdin: str | None = None, on_line: Callable[[str], None] | None = None,
-        hint: str = "") -> subprocess.CompletedProcess[str]:
+def run(
+    argv: Argv,
+    *,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    deadline: Deadline | None = None,
+    log: Path | None = None,
+    check: bool = True,
+    stdin: str | None = None,
+    on_line: Callable[[str], None] | None = None,
+    hint: str = "",
+) -> subprocess.CompletedProcess[str]:
     """Run a command to its end and return what it printed (stdout and stderr together).
 
     ``on_line`` sees every line as it comes.  ``log`` keeps them all, the command first, so that the
     record exists whatever happens.  Raises CommandError when it cannot be started or, with
     ``check``, exits non-zero; DeadlineError when it takes too long.
     """
-    lines: list[str] = []
-    sink = log.open("a", encoding="utf-8", errors="replace") if log else None
-    process: subprocess.Popen[str] | None = None
-    try:
-        if sink:
-            print(f"+ {command_line(argv)}", file=sink, flush=True)
-        process = subprocess.Popen(
-            _under_us(argv), stdin=subprocess.PIPE if stdin is not None else subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", cwd=cwd,
-            env={**os.environ, **(env or {})}, start_new_session=True)
-        with _killed_at(process, deadline):
-            if stdin is not None and process.stdin:
-                with suppress(BrokenPipeError):
-                    process.stdin.write(stdin)
-                    process.stdin.close()
-            assert process.stdout is not None
-            for line in process.stdout:
-                lines.append(line)
-                if sink:
-                    sink.write(line)
-                if on_line:
-                    on_line(line.rstrip("\n"))
-            status = process.wait()
-    except OSError as error:
-        raise CommandError(argv, error.strerror or str(error), "", log, hint) from error
-    finally:
-        if process:
+    with _opened(log) as sink:
+        print(f"+ {command_line(argv)}", file=sink, flush=True)
+        try:
+            process = subprocess.Popen(
+                _under_us(argv),
+                stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                cwd=cwd,
+                env={**os.environ, **(env or {})},
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise CommandError(argv, error.strerror or str(error), "", log, hint) from error
+        try:
+            with _killed_at(process, deadline):
+                output = _talk(process, stdin, sink, on_line)
+                status = process.wait()
+        finally:
             end(process)
-            if process.stdout:
-                process.stdout.close()
-        if sink:
-            sink.close()
-    output = "".join(lines)
     if deadline and deadline.expired and status < 0:
         raise DeadlineError(f"{command_line(argv)}: not done after {deadline.seconds:g} s")
     if check and status != 0:
@@ -138,13 +154,38 @@ def run(argv: Argv, *, cwd: Path | None = None, env: Mapping[str, str] | None = 
     return subprocess.CompletedProcess(list(argv), status, output, "")
 
 
+def _opened(log: Path | None) -> IO[str]:
+    path = log or Path(os.devnull)
+    return path.open("a", encoding="utf-8", errors="replace")
+
+
+def _talk(
+    process: subprocess.Popen[str],
+    stdin: str | None,
+    sink: IO[str],
+    on_line: Callable[[str], None] | None,
+) -> str:
+    """Give the child its input and return all it says."""
+    assert process.stdout is not None
+    lines: list[str] = []
+    if process.stdin is not None:
+        with suppress(BrokenPipeError):
+            process.stdin.write(stdin or "")
+            process.stdin.close()
+    with process.stdout as stdout:
+        for line in stdout:
+            lines.append(line)
+            sink.write(line)
+            if on_line:
+                on_line(line.rstrip("\n"))
+    return "".join(lines)
+
+
 @contextmanager
 def _killed_at(process: subprocess.Popen[str], deadline: Deadline | None) -> Iterator[None]:
     if deadline is None:
         yield
         return
-    import threading  # noqa: PLC0415 -- only runs with a deadline need it
-
     timer = threading.Timer(deadline.left, end, [process])
     timer.daemon = True
     timer.start()

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Which accelerator runs the guest: found by booting it, never by looking at /dev/kvm.
+
+On a nested host KVM may open and still not run a 64-bit guest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from lab.cmdline import Machine
+from lab.deadline import Deadline, DeadlineError
+from lab.errors import CannotTellError
+from lab.layout import Layout, locked, socket_directory
+from lab.vm import VmFactory, factory
+
+_PROBE_S = {"kvm": 15.0, "tcg": 90.0}
+_PROBE_RAM = 256 * 2**20
+
+
+@dataclass(frozen=True)
+class AccelReport:
+    """Whether an accelerator runs a 64-bit Linux guest here, and if not, why."""
+
+    accel: str
+    works: bool
+    reason: str
+
+
+def choose(layout: Layout, wanted: str, machine: Machine) -> AccelReport:
+    """Return the accelerator to use for `wanted` (auto, kvm, tcg).
+
+    ``auto`` takes KVM where it works, otherwise TCG, and ``reason`` says why.  Raises
+    CannotTellError when the one that was asked for by name does not work.
+    """
+    if wanted == "tcg":
+        return AccelReport("tcg", True, "")
+    report = probe(layout, "kvm", machine)
+    if report.works:
+        return report
+    if wanted == "kvm":
+        raise CannotTellError(
+            f"KVM does not run this guest here: {report.reason}",
+            hint="use --accel tcg (slower, but complete)",
+        )
+    return AccelReport("tcg", True, f"KVM is not used: {report.reason}")
+
+
+def probe(layout: Layout, accel: str, machine: Machine) -> AccelReport:
+    """Boot the guest with `accel` until its agent answers; remembered until the host reboots."""
+    if accel == "kvm":
+        try:
+            with Path("/dev/kvm").open("r+b", buffering=0):
+                pass
+        except OSError as error:
+            return AccelReport(accel, False, f"/dev/kvm: {error.strerror}")
+    memory = layout.cache / "accel" / f"{accel}-{_key(machine)}.json"
+    with locked(memory, f"waiting for another run that is trying {accel}"):
+        if not memory.exists():
+            report = _boot(accel, machine)
+            memory.write_text(json.dumps([report.works, report.reason]), encoding="utf-8")
+        works, reason = json.loads(memory.read_text(encoding="utf-8"))
+    return AccelReport(accel, works, reason)
+
+
+def _key(machine: Machine) -> str:
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
+    what = (boot, str(machine.qemu), str(machine.kernel), str(machine.initrd), machine.append)
+    return hashlib.sha256("\0".join(what).encode()).hexdigest()[:16]
+
+
+def _boot(accel: str, machine: Machine) -> AccelReport:
+    with (
+        tempfile.TemporaryDirectory(prefix="pageflip-") as logs,
+        socket_directory() as sockets,
+        factory(Path(logs), None) as start,
+    ):
+        return _try(accel, machine, start, Path(logs), sockets)
+
+
+def _try(accel: str, machine: Machine, start: VmFactory, logs: Path, sockets: Path) -> AccelReport:
+    trial = Machine(
+        qemu=machine.qemu,
+        firmware=machine.firmware,
+        kernel=machine.kernel,
+        initrd=machine.initrd,
+        append=machine.append,
+        sockets=sockets,
+        serial_log=logs / "serial.log",
+        accel=accel,
+        ram_bytes=_PROBE_RAM,
+    )
+    vm = start.start(accel, trial)
+    try:
+        for _ in Deadline.after(_PROBE_S[accel], "boot").poll(0.02):
+            vm.alive()
+            if vm.control.ready.is_set():
+                return AccelReport(accel, True, "")
+    except DeadlineError:
+        return AccelReport(
+            accel,
+            False,
+            f"/dev/kvm opens, but a 64-bit Linux guest has not come up after {_PROBE_S[accel]:g} s"
+            if accel == "kvm"
+            else "no boot",
+        )
+    except CannotTellError as error:
+        return AccelReport(accel, False, error.message)
+    raise AssertionError("a deadline never ends quietly")

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The command line: one table of verbs, one place where errors become exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from types import FrameType
+from typing import NoReturn
+
+from lab import __version__
+from lab.errors import ExitCode, LabError
+from lab.progress import console
+
+#: verb: (module, what it does).  A module exports add_arguments(parser) and run(options) -> int.
+VERBS: dict[str, tuple[str, str]] = {
+    "upgrade": ("lab.pipeline", "upgrade a running guest from one QEMU to another and judge it"),
+    "check": ("lab.check", "run everything that tests this project"),
+    "build": ("lab.build", "build the pair of QEMUs and the guest images"),
+    "patches": ("lab.patches", "apply, refresh, export or lint the patch series"),
+    "doctor": ("lab.doctor", "say what this host offers and what it lacks"),
+}
+
+
+def _parser(chosen: str | None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="pageflip", description="Upgrade the QEMU under a running guest, and prove it."
+    )
+    parser.add_argument("--version", action="version", version=f"pageflip {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for verb, (module, text) in VERBS.items():
+        subparser = verbs.add_parser(verb, help=text, description=text)
+        if verb == chosen:  # only the verb that runs is imported: a start stays fast
+            importlib.import_module(module).add_arguments(subparser)
+    return parser
+
+
+def _interrupted(signum: int, _frame: FrameType | None) -> NoReturn:
+    """Turn SIGTERM and SIGHUP into what Ctrl-C does: unwind, clean up, then go."""
+    raise KeyboardInterrupt(signal.Signals(signum).name)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a verb and return the exit code (lab.errors.ExitCode)."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    chosen = next((word for word in words if not word.startswith("-")), None)
+    for signum in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signum, _interrupted)
+    try:
+        options = _parser(chosen).parse_args(words)
+        return int(importlib.import_module(VERBS[options.verb][0]).run(options))
+    except LabError as error:
+        console.print(f"pageflip: {error.message}", style="red", markup=False)
+        if error.hint:
+            console.print(f"  what to do: {error.hint}", markup=False)
+        return error.exit_code
+    except KeyboardInterrupt:
+        console.print(
+            "pageflip: interrupted; everything that was started has been ended",
+            style="red",
+            markup=False,
+        )
+        return ExitCode.INTERRUPTED
+    except Exception:  # the lab's own bug must not read as QEMU's
+        console.print(traceback.format_exc(), markup=False)
+        console.print(
+            "pageflip: this is a bug in the lab, not in QEMU; please report it with the "
+            "lines above",
+            style="red",
+            markup=False,
+        )
+        return ExitCode.CANNOT_TELL

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""From a scenario to QEMU's command line.  Pure: nothing here touches the system."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+#: Ports of the guest's agent, by the names it looks for.
+CONTROL_PORT = "org.pageflip.control"
+HEARTBEAT_PORT = "org.pageflip.heartbeat"
+
+#: Both releases of the pair know it.  Another than the same on both sides cannot be migrated.
+MACHINE_TYPE = "pc-q35-10.0"
+
+
+class Backing(enum.StrEnum):
+    """What guest RAM is made of."""
+
+    PRIVATE = "private"  # plain -m: anonymous memory, what ordinary guests have
+    SHARED = "shared"  # memfd with share=on and aux-ram-share=on, what cpr-transfer needs
+
+    @property
+    def is_default(self) -> bool:
+        """Whether a guest gets it without being asked for."""
+        return self is Backing.PRIVATE
+
+
+@dataclass(frozen=True)
+class Machine:
+    """One QEMU: everything its command line says.
+
+    ``sockets`` is the directory of its monitor's socket; the guest's ports connect to sockets in
+    the same directory, on which the lab already listens.
+    """
+
+    qemu: Path
+    firmware: Path
+    kernel: Path
+    initrd: Path
+    append: str
+    sockets: Path
+    serial_log: Path
+    accel: str
+    ram_bytes: int
+    cpus: int = 1
+    backing: Backing = Backing.PRIVATE
+    machine_type: str = MACHINE_TYPE
+    incoming: tuple[str, ...] = ()
+
+    @property
+    def qmp(self) -> Path:
+        """The monitor's socket."""
+        return self.sockets / "qmp"
+
+    @property
+    def control(self) -> Path:
+        """The socket that the agent's control port connects to."""
+        return self.sockets / "control"
+
+    @property
+    def heartbeat(self) -> Path:
+        """The socket that the agent's heartbeat port connects to."""
+        return self.sockets / "heartbeat"
+
+
+def successor(
+    old: Machine,
+    *,
+    qemu: Path,
+    firmware: Path,
+    sockets: Path,
+    serial_log: Path,
+    incoming: tuple[str, ...],
+) -> Machine:
+    """Return the machine that takes the guest over from `old`.
+
+    The same guest to the last device; only what belongs to the process differs.
+    """
+    return dataclasses.replace(
+        old, qemu=qemu, firmware=firmware, sockets=sockets, serial_log=serial_log, incoming=incoming
+    )
+
+
+def cpr_channel(path: Path) -> str:
+    """Return the value of ``-incoming`` that names cpr-transfer's second channel."""
+    return json.dumps(
+        {"channel-type": "cpr", "addr": {"transport": "socket", "type": "unix", "path": str(path)}}
+    )
+
+
+def argv(machine: Machine) -> list[str]:
+    """Return the command line of `machine`."""
+    words = [
+        str(machine.qemu),
+        "-L",
+        str(machine.firmware),
+        "-nodefaults",
+        "-no-user-config",
+        "-display",
+        "none",
+        *_board(machine),
+        "-kernel",
+        str(machine.kernel),
+        "-initrd",
+        str(machine.initrd),
+        "-append",
+        machine.append,
+        "-chardev",
+        f"socket,id=qmp,path={_escape(machine.qmp)},server=on,wait=off",
+        "-mon",
+        "chardev=qmp,mode=control",
+        "-serial",
+        f"file:{machine.serial_log}",
+        "-device",
+        "virtio-serial-pci,id=ports",
+    ]
+    for name, port, path in (
+        ("control", CONTROL_PORT, machine.control),
+        ("heartbeat", HEARTBEAT_PORT, machine.heartbeat),
+    ):
+        words += [
+            "-chardev",
+            f"socket,id={name},path={_escape(path)}",
+            "-device",
+            f"virtserialport,bus=ports.0,chardev={name},name={port}",
+        ]
+    for where in machine.incoming:
+        words += ["-incoming", where]
+    return words
+
+
+def _board(machine: Machine) -> list[str]:
+    megabytes = machine.ram_bytes // 2**20
+    board = [
+        "-machine",
+        machine.machine_type,
+        "-accel",
+        machine.accel,
+        "-m",
+        f"{megabytes}M",
+        "-smp",
+        str(machine.cpus),
+    ]
+    if machine.backing is Backing.SHARED:
+        board[1] += ",memory-backend=ram,aux-ram-share=on"
+        board += ["-object", f"memory-backend-memfd,id=ram,size={megabytes}M,share=on"]
+    return board
+
+
+def _escape(path: Path) -> str:
+    """Return `path` fit for a QEMU option list, where a comma is written twice."""
+    return str(path).replace(",", ",,")

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The machine the lab runs on: what it is, what it has free, and a memory group of our own."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+from lab.errors import CannotTellError
+from lab.model import Host
+
+_CGROUP = Path("/sys/fs/cgroup")
+_MIB = 2**20
+
+
+def _first(path: str, pattern: str) -> str:
+    try:
+        found = re.search(pattern, Path(path).read_text(encoding="utf-8"), re.MULTILINE)
+    except OSError:
+        return "unknown"
+    return found.group(1).strip() if found else "unknown"
+
+
+def memory_bytes(field: str = "MemTotal") -> int:
+    """Return a field of /proc/meminfo (bytes)."""
+    return int(_first("/proc/meminfo", rf"^{field}:\s+(\d+) kB")) * 1024
+
+
+def cgroup_version() -> str:
+    """Return where a memory group could be made: ``v2``, ``v1`` or ``none``."""
+    if (_CGROUP / "memory" / "memory.limit_in_bytes").exists() or (
+        _CGROUP / "memory/tasks"
+    ).exists():
+        return "v1"
+    if "memory" in _first(str(_CGROUP / "cgroup.subtree_control"), r"^(.*)$").split():
+        return "v2"
+    return "none"
+
+
+def fingerprint() -> Host:
+    """Return what a reader of a result must know of the machine."""
+    cpu_flags = _first("/proc/cpuinfo", r"^flags\s*:\s*(.*)$").split()
+    return Host(
+        cpu=_first("/proc/cpuinfo", r"^model name\s*:\s*(.*)$"),
+        cores=len(os.sched_getaffinity(0)),
+        memory_bytes=memory_bytes(),
+        kernel=platform.release(),
+        distribution=_first("/etc/os-release", r'^PRETTY_NAME="?(.*?)"?$'),
+        thp=_first("/sys/kernel/mm/transparent_hugepage/enabled", r"\[(\w+)\]"),
+        cgroup=cgroup_version(),
+        virtual="hypervisor" in cpu_flags,
+    )
+
+
+def require_memory(needed: int, why: str) -> None:
+    """Raise CannotTellError unless `needed` bytes are available."""
+    available = memory_bytes("MemAvailable")
+    if needed > available:
+        raise CannotTellError(
+            f"not enough memory: {why} needs about {needed // _MIB} MiB and "
+            f"{available // _MIB} MiB are available",
+            hint="take a smaller guest with --ram, or free some memory",
+        )
+
+
+class MemoryGroup:
+    """A memory cgroup that holds both QEMUs and nothing else; its peak is the authority.
+
+    Version 1 and 2 (Documentation/admin-guide/cgroup-v1/memory.rst, cgroup-v2.rst).
+    """
+
+    def __init__(self, path: Path, version: str) -> None:
+        self.path = path
+        self._v1 = version == "v1"
+        self._peak: IO[str] | None = None
+
+    def enter(self, argv: list[str]) -> list[str]:
+        """Return `argv` such that the process is in the group before it becomes QEMU."""
+        return ["sh", "-c", 'echo $$ > "$0" && exec "$@"', str(self.path / "cgroup.procs"), *argv]
+
+    def current(self) -> int:
+        """Return what the group uses now (bytes)."""
+        name = "memory.usage_in_bytes" if self._v1 else "memory.current"
+        return int((self.path / name).read_text(encoding="ascii"))
+
+    def reset_peak(self) -> None:
+        """Begin a new peak, where the kernel can; otherwise the peak includes the guest's boot."""
+        if self._v1:
+            (self.path / "memory.max_usage_in_bytes").write_text("0", encoding="ascii")
+            return
+        # Since 6.12 a write resets the peak that is read through the same descriptor.
+        with suppress(OSError):
+            self._peak = (self.path / "memory.peak").open("r+", encoding="ascii", buffering=1)
+            self._peak.write("0")
+            self._peak.flush()
+
+    def peak(self) -> int:
+        """Return the highest usage since the reset (bytes)."""
+        if self._v1:
+            return int((self.path / "memory.max_usage_in_bytes").read_text(encoding="ascii"))
+        if self._peak:
+            self._peak.seek(0)
+            return int(self._peak.read())
+        return int((self.path / "memory.peak").read_text(encoding="ascii"))
+
+    def remove(self) -> None:
+        """Remove the group; its processes have just been ended and leave it in a moment."""
+        if self._peak:
+            self._peak.close()
+        for _ in range(100):
+            try:
+                self.path.rmdir()
+            except FileNotFoundError:
+                return
+            except OSError:
+                time.sleep(0.01)
+            else:
+                return
+
+
+@contextmanager
+def memory_group() -> Iterator[MemoryGroup | None]:
+    """Make a memory group for the block; None where the user may not or the kernel cannot."""
+    version = cgroup_version()
+    base = _CGROUP / "memory" if version == "v1" else _CGROUP
+    path = base / f"pageflip-{os.getpid()}-{secrets.token_hex(3)}"
+    try:
+        if version == "none":
+            raise OSError
+        path.mkdir()
+    except OSError:
+        yield None
+        return
+    group = MemoryGroup(path, version)
+    try:
+        group.current()
+        group.peak()
+    except OSError:  # memory.peak is there from 5.19 on
+        group.remove()
+        yield None
+        return
+    try:
+        yield group
+    finally:
+        group.remove()

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What is measured: the pause, the memory, the integrity.  Arithmetic apart from observation."""

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the checker in the guest says, before, during and after the upgrade."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lab.channel import Beat, Control
+from lab.deadline import Deadline
+from lab.measure import downtime
+from lab.model import Integrity
+from lab.progress import Tick
+
+PAGE_BYTES = 4096
+#: The slowest seen under TCG is some 100 MB/s; this is a tenth of it (bytes/s).
+_SLOWEST_RATE = 10 * 2**20
+
+
+def fill(control: Control, touched_bytes: int, dirty_rate: int, tick: Tick) -> None:
+    """Let the agent fill memory, then dirty it at `dirty_rate` (bytes/s) and check it all along."""
+    deadline = Deadline.after(60 + touched_bytes / _SLOWEST_RATE, "fill the guest's memory")
+
+    def progress(event: Mapping[str, Any]) -> None:
+        tick(int(event.get("done", 0)) // 2**20, int(event.get("total", 0)) // 2**20)
+
+    control.call("fill", deadline, on_event=progress, bytes=touched_bytes)
+    control.call("dirty", Deadline.after(30, "start dirtying"), rate=dirty_rate)
+
+
+@dataclass(frozen=True)
+class Report:
+    """The agent's answers after the upgrade: a full pass, and its totals."""
+
+    full_pass: Mapping[str, Any]
+    status: Mapping[str, Any]
+
+
+def check(control: Control, touched_bytes: int) -> Report:
+    """Let the agent check every page once more and say what it saw over the whole run."""
+    deadline = Deadline.after(60 + touched_bytes / _SLOWEST_RATE, "check the guest's memory")
+    full_pass = control.call("verify", deadline)
+    return Report(full_pass, control.call("status", Deadline.after(30, "the agent's status")))
+
+
+def integrity(report: Report, old: Sequence[Beat], new: Sequence[Beat]) -> Integrity:
+    """Return the whole account."""
+    status = report.status
+    numbers = downtime.count(old, new, int(status["heartbeats_skipped"]))
+    return Integrity(
+        pages_checked=status["pages_checked"],
+        pages_checked_after=report.full_pass["pages_checked"],
+        pages_total=status["pages"],
+        pages_dirtied=status["pages_dirtied"],
+        bad_pages=status["bad_pages"],
+        first_bad=status.get("first_bad"),
+        clock_went_back=bool(status["clock_went_back"])
+        or downtime.went_back(downtime.merge(old, new)),
+        heartbeats=numbers.received,
+        heartbeats_lost=numbers.lost,
+        heartbeats_doubled=numbers.doubled,
+        kernel_errors=status["kernel_errors"],
+        kernel_error=status.get("last_kernel_error"),
+    )
+
+
+def nothing_known(old: Sequence[Beat], new: Sequence[Beat]) -> Integrity:
+    """Return the account of a guest that can no longer be asked: nothing was checked."""
+    numbers = downtime.count(old, new, 0)
+    return Integrity(
+        pages_checked=0,
+        pages_checked_after=0,
+        pages_total=0,
+        pages_dirtied=0,
+        bad_pages=0,
+        clock_went_back=downtime.went_back(downtime.merge(old, new)),
+        heartbeats=numbers.received,
+        heartbeats_lost=numbers.lost,
+        heartbeats_doubled=numbers.doubled,
+        kernel_errors=0,
+    )

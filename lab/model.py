@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The result of an upgrade: the one source of the schema of ``result.json``.
+
+Times are in milliseconds and sizes in bytes, as their names say.  A value that could not be had is
+null, never zero.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Model(BaseModel):
+    """A frozen record that refuses keys it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Outcome(enum.StrEnum):
+    """Where the guest was found after the upgrade."""
+
+    UPGRADED = "upgraded"  # it runs under the new QEMU, and only there
+    ROLLED_BACK = "rolled-back"  # it runs under the old QEMU, and only there
+    LOST = "lost"  # it runs nowhere
+    DOUBLED = "doubled"  # it runs under both: the worst there is
+
+
+class VerdictKind(enum.StrEnum):
+    """What the lab says in the end."""
+
+    PASS = "pass"  # noqa: S105 -- not a password
+    FAIL = "fail"
+
+
+class Side(Model):
+    """One QEMU of the pair."""
+
+    release: str | None = Field(
+        description="release as named in patches/releases.toml; null for a path"
+    )
+    version: str = Field(description="what the binary says of itself")
+    path: str
+    sha256: str
+
+
+class Pause(Model):
+    """The pause by three clocks (ms)."""
+
+    qmp: float | None = Field(description="QMP event STOP of the old to RESUME of the new QEMU")
+    outside: float | None = Field(description="longest gap between heartbeats as the host got them")
+    inside: float | None = Field(
+        description="longest step of the guest's own clock between two ticks"
+    )
+    outside_before: float | None = Field(
+        description="longest gap between heartbeats in the second before the upgrade: the noise"
+    )
+
+
+class Sample(Model):
+    """Memory at one instant of the upgrade, relative to its start."""
+
+    at_ms: float
+    old_pss_bytes: int
+    new_pss_bytes: int
+    skew_bytes: int = Field(
+        description="how far the old side moved while the new one was read: the reading's error"
+    )
+
+
+class Memory(Model):
+    """What the upgrade cost in memory, both processes together."""
+
+    before_bytes: int = Field(description="the old QEMU alone, just before the new one was started")
+    peak_bytes: int = Field(description="both together, the highest seen during the upgrade")
+    ratio: float = Field(description="peak_bytes / before_bytes")
+    method: Literal["cgroup", "pss"] = Field(
+        description="cgroup: the kernel's own peak of a group with both QEMUs and nothing else; "
+        "pss: the highest of the sampled sums"
+    )
+    pss_before_bytes: int
+    pss_peak_bytes: int
+    pss_ratio: float
+    samples: int = Field(description="PSS readings taken during the upgrade")
+    samples_discarded: int = Field(
+        description="readings with an error above 5 % of before: two processes are not read in "
+        "one instant"
+    )
+    new_huge_bytes: int | None = Field(description="AnonHugePages of the new QEMU afterwards")
+    old_huge_bytes: int | None = Field(description="AnonHugePages of the old QEMU before")
+
+
+class Integrity(Model):
+    """What the checker in the guest found, over the whole run."""
+
+    pages_checked: int = Field(description="pages compared since the guest was filled")
+    pages_checked_after: int = Field(
+        description="pages compared in the full pass after the upgrade"
+    )
+    pages_total: int = Field(description="pages that carry a pattern")
+    pages_dirtied: int = Field(description="pages rewritten while all this went on")
+    bad_pages: int
+    first_bad: dict[str, Any] | None = None
+    clock_went_back: bool
+    heartbeats: int = Field(description="heartbeats received")
+    heartbeats_lost: int = Field(description="numbers missing from the sequence")
+    heartbeats_doubled: int = Field(description="numbers that came twice")
+    kernel_errors: int = Field(
+        description="records of level err or worse in the guest's kernel log"
+    )
+    kernel_error: str | None = None
+
+
+class Block(Model):
+    """How one RAM block moved.  Every byte is counted once, under what really happened to it."""
+
+    name: str
+    mechanism: str
+    used_bytes: int | None = None
+    gifted_bytes: int = Field(
+        default=0, description="vmspliced into a pipe; the kernel copies once on read"
+    )
+    copied_bytes: int = Field(default=0, description="through a socket")
+    faulted_bytes: int = Field(
+        default=0, description="fetched because the device state touched them"
+    )
+    zero_bytes: int = Field(default=0, description="zero or never touched: not sent, not populated")
+
+
+class Phases(Model):
+    """The parts of the upgrade (ms), where the mechanism tells them."""
+
+    new_start: float | None = Field(
+        default=None, description="start of the new process to its monitor"
+    )
+    handshake: float | None = None
+    save: float | None = Field(default=None, description="device state saved by the old QEMU")
+    load: float | None = Field(default=None, description="device state loaded by the new QEMU")
+    move: float | None = Field(default=None, description="first page to last page")
+
+
+class Host(Model):
+    """The machine this was measured on."""
+
+    cpu: str
+    cores: int
+    memory_bytes: int
+    kernel: str
+    distribution: str
+    thp: str
+    cgroup: str
+    virtual: bool = Field(description="the CPU says that it is itself under a hypervisor")
+
+
+class Limits(Model):
+    """What the verdict allows; the user's to set, generous by default."""
+
+    pause_ms: float = 10_000.0
+    memory_ratio: float = 1.25
+
+
+class Result(Model):
+    """Everything an upgrade leaves behind, as printed by ``--json``."""
+
+    schema_version: Literal[1] = 1
+    verdict: VerdictKind
+    reasons: list[str] = Field(description="why the verdict is fail; empty when it is pass")
+    notes: list[str] = Field(description="what a reader should know, such as clocks that disagree")
+    outcome: Outcome
+    mechanism: str
+    accel: str
+    guest: str
+    ram_bytes: int
+    touched_bytes: int
+    dirty_rate: int = Field(description="bytes a second that the guest rewrites")
+    total_ms: float | None = Field(
+        description="first command of the upgrade until both QEMUs say it is complete"
+    )
+    pause_ms: Pause
+    phases_ms: Phases
+    memory: Memory | None
+    integrity: Integrity
+    blocks: list[Block]
+    limits: Limits
+    old: Side
+    new: Side
+    host: Host
+    run_directory: str
+    reproduce: str

@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the user asks of an upgrade, checked before anything is started."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lab.errors import UsageError
+from lab.model import Limits
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)([KMGT]?)(?:i?B)?", re.IGNORECASE)
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+_SMALLEST_RAM = 256 * 2**20
+#: The guest's kernel, its initramfs and the agent's tables stay out of the pattern (bytes).
+_GUEST_RESERVE = 128 * 2**20
+
+
+def size(text: str) -> int:
+    """Return a size such as ``2G``, ``512M`` or ``1.5GiB`` in bytes; raise UsageError."""
+    found = _SIZE.fullmatch(text.strip())
+    if not found:
+        raise UsageError(f"{text!r} is not a size", hint="write it like 512M or 2G")
+    return int(float(found.group(1)) * _UNITS[found.group(2).upper()])
+
+
+def share(text: str, whole: int) -> int:
+    """Return ``75%`` of `whole`, or an absolute size, in bytes; raise UsageError."""
+    if text.endswith("%"):
+        try:
+            part = float(text[:-1])
+        except ValueError:
+            part = -1.0
+        if not 0 < part <= 100:
+            raise UsageError(f"{text!r} is not a percentage between 0 and 100")
+        return int(whole * part / 100)
+    return size(text)
+
+
+@dataclass(frozen=True)
+class UpgradeOptions:
+    """One upgrade as the user wants it.  ``old`` and ``new`` are a release or a path."""
+
+    guest: str = "tiny"
+    ram_bytes: int = 2 * 2**30
+    touched_bytes: int = 3 * 2**29
+    dirty_rate: int = 50 * 2**20
+    mechanism: str = "auto"
+    accel: str = "auto"
+    old: str = "10.0"
+    new: str = "10.2"
+    limits: Limits = field(default_factory=Limits)
+    json: bool = False
+    out: Path | None = None
+    reproduce: str = "./pageflip upgrade"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of ``pageflip upgrade``."""
+    add = parser.add_argument
+    add("--guest", default="tiny", metavar="NAME", help="guest image (default: tiny)")
+    add("--ram", default="2G", metavar="SIZE", help="guest RAM (default: 2G)")
+    add(
+        "--touch",
+        default="75%",
+        metavar="SIZE|PERCENT",
+        help="how much of it is filled and checked (default: 75%%)",
+    )
+    add(
+        "--dirty-rate",
+        default="50M",
+        metavar="SIZE",
+        help="how much of that the guest rewrites each second (default: 50M)",
+    )
+    add(
+        "--mechanism",
+        default="auto",
+        metavar="NAME",
+        help="how the guest is moved (default: auto, the best that both QEMUs have)",
+    )
+    add(
+        "--accel",
+        default="auto",
+        choices=["auto", "kvm", "tcg"],
+        help="accelerator (default: auto, KVM where it really runs the guest)",
+    )
+    add(
+        "--old", default="10.0", metavar="REL|PATH", help="the QEMU to upgrade from (default: 10.0)"
+    )
+    add("--new", default="10.2", metavar="REL|PATH", help="the QEMU to upgrade to (default: 10.2)")
+    add(
+        "--limit-pause-ms",
+        type=float,
+        default=Limits().pause_ms,
+        metavar="N",
+        help="verdict: longest pause by any clock (default: %(default)g)",
+    )
+    add(
+        "--limit-memory-ratio",
+        type=float,
+        default=Limits().memory_ratio,
+        metavar="X",
+        help="verdict: highest memory peak, as a ratio to before (default: %(default)g)",
+    )
+    add("--out", type=Path, metavar="DIR", help="where run directories are made (default: ./out)")
+    add("--json", action="store_true", help="print exactly result.json on stdout")
+
+
+def parse(options: argparse.Namespace) -> UpgradeOptions:
+    """Return the options with units resolved; raise UsageError for what cannot be."""
+    ram = size(options.ram)
+    if ram < _SMALLEST_RAM or ram % 2**20:
+        raise UsageError(
+            f"--ram {options.ram}: a guest needs at least {_SMALLEST_RAM // 2**20}M, in whole MiB"
+        )
+    touched = share(options.touch, ram)
+    if touched > ram - _GUEST_RESERVE:
+        raise UsageError(
+            f"--touch {options.touch}: {touched // 2**20} MiB of {ram // 2**20} MiB leave the "
+            f"guest's kernel less than {_GUEST_RESERVE // 2**20} MiB",
+            hint="touch less or give more --ram",
+        )
+    if options.limit_pause_ms <= 0 or options.limit_memory_ratio <= 0:
+        raise UsageError("a limit must be larger than zero")
+    return UpgradeOptions(
+        guest=options.guest,
+        ram_bytes=ram,
+        touched_bytes=touched // 4096 * 4096,
+        dirty_rate=size(options.dirty_rate),
+        mechanism=options.mechanism,
+        accel=options.accel,
+        old=options.old,
+        new=options.new,
+        limits=Limits(pause_ms=options.limit_pause_ms, memory_ratio=options.limit_memory_ratio),
+        json=options.json,
+        out=options.out,
+        reproduce=reproducer(options),
+    )
+
+
+def reproducer(options: argparse.Namespace) -> str:
+    """Return the command line that asks for the same upgrade again, every default spelt out."""
+    words = ["./pageflip", "upgrade"]
+    for name in ("guest", "ram", "touch", "dirty_rate", "mechanism", "accel", "old", "new"):
+        words += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
+    words += [
+        "--limit-pause-ms",
+        f"{options.limit_pause_ms:g}",
+        "--limit-memory-ratio",
+        f"{options.limit_memory_ratio:g}",
+    ]
+    return shlex.join(words)

@@ -1,0 +1,335 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The flow.  Read `upgrade_once` first: it is the whole lab from top to bottom.
+
+    sources -> patched trees -> paired build -> guest image -> run under old -> upgrade -> measure
+    -> verdict -> report
+
+Each stage leaves its record as numbered JSON in the run directory before the next one starts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lab import accel, binary, build, cmdline, firmware, guest, host, mechanisms, report
+from lab.binary import Binary
+from lab.channel import Heart
+from lab.cmdline import Machine
+from lab.deadline import Deadline
+from lab.errors import CannotTellError, ExitCode
+from lab.guest import GuestImage
+from lab.host import MemoryGroup
+from lab.layout import Layout, socket_directory
+from lab.measure import downtime, integrity, memory
+from lab.measure.downtime import Window
+from lab.mechanisms import Mechanism
+from lab.model import Integrity, Memory, Model, Outcome, Result, VerdictKind
+from lab.options import UpgradeOptions, add_arguments, parse
+from lab.progress import note, step
+from lab.upgrade import Upgrade, upgrade
+from lab.verdict import Observation, judge
+from lab.vm import Vm, VmFactory, factory
+
+__all__ = ["add_arguments", "run", "upgrade_once"]
+
+#: What a QEMU needs beside the guest's RAM: itself, its page tables, the lab (bytes).
+_OVERHEAD = 256 * 2**20
+#: The other clocks are heard for this long after the upgrade; one margin and a bit (s).
+_LISTEN_S = 1.2 * downtime.MARGIN_NS / 1e9
+
+
+def upgrade_once(layout: Layout, options: UpgradeOptions) -> Result:
+    """Upgrade one guest and judge it.
+
+    Raises LabError when the lab could not do its work; a failed upgrade is a result.
+    """
+    record = Record(layout.new_run())
+    pair = paired_build(layout, options, record)
+    image = guest_image(layout, options, record)
+    mechanism = mechanisms.choose(options.mechanism, pair.old, pair.new)
+    with (
+        host.memory_group() as group,
+        socket_directory() as sockets,
+        factory(record.directory, group) as start,
+    ):
+        machine = old_machine(layout, options, pair, image, mechanism, sockets, record)
+        old = run_under_old(start, machine, options)
+        moved, used = move_and_sample(start, old, pair.new, mechanism, group)
+        record.write(
+            "upgrade",
+            {"failure": moved.failure, "outcome": moved.outcome, "query_migrate": moved.old_info},
+        )
+        account = check_integrity(old, moved, options)
+        record.write(
+            "measure", {"memory": used.memory, "samples": used.samples, "integrity": account}
+        )
+        result = verdict(
+            options, record, pair, machine, mechanism, old, moved, used.memory, account
+        )
+    record.finish(result)
+    return result
+
+
+@dataclass
+class Record:
+    """The run directory, and the number of the next stage's record in it."""
+
+    directory: Path
+    stage: int = 0
+
+    def write(self, name: str, content: Any) -> None:
+        """Keep a stage's record."""
+        self.stage += 1
+        text = json.dumps(content, indent=2, default=_plain) + "\n"
+        (self.directory / f"{self.stage}-{name}.json").write_text(text, encoding="utf-8")
+
+    def finish(self, result: Result) -> None:
+        """Keep the result."""
+        (self.directory / "result.json").write_text(as_json(result), encoding="utf-8")
+
+
+def as_json(result: Result) -> str:
+    """Return the result as it stands in result.json and on stdout."""
+    return result.model_dump_json(indent=2) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Model):
+        return value.model_dump(mode="json")
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    return sorted(value) if isinstance(value, frozenset) else str(value)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The old and the new QEMU, and the firmware for both."""
+
+    old: Binary
+    new: Binary
+    firmware: Path
+
+
+def paired_build(layout: Layout, options: UpgradeOptions, record: Record) -> Pair:
+    """Build what is asked for by release, take what is given by path."""
+    built = {
+        side: build.by_name(layout, name)
+        for side, name in (("old", options.old), ("new", options.new))
+        if "/" not in name
+    }
+    record.write("build", built)
+    binaries = {
+        side: binary.inspect(built[side].qemu, name)
+        if side in built
+        else binary.inspect(Path(name))
+        for side, name in (("old", options.old), ("new", options.new))
+    }
+    return Pair(binaries["old"], binaries["new"], firmware.prepare(layout))
+
+
+def guest_image(layout: Layout, options: UpgradeOptions, record: Record) -> GuestImage:
+    """Build the guest's image, or find it in the cache."""
+    image = guest.build(options.guest, layout)
+    record.write("guest", image)
+    return image
+
+
+def old_machine(
+    layout: Layout,
+    options: UpgradeOptions,
+    pair: Pair,
+    image: GuestImage,
+    mechanism: Mechanism,
+    sockets: Path,
+    record: Record,
+) -> Machine:
+    """Say what the old QEMU is to run, once it is known that the host can."""
+    copies = 2 if mechanism.doubles else 1
+    host.require_memory(
+        copies * options.ram_bytes + copies * _OVERHEAD,
+        f"{mechanism.name} of a guest with {options.ram_bytes // 2**20} MiB",
+    )
+    machine = Machine(
+        qemu=pair.old.path,
+        firmware=pair.firmware,
+        kernel=image.kernel,
+        initrd=image.initrd,
+        append=image.append,
+        sockets=sockets / "old",
+        serial_log=record.directory / "old-serial.log",
+        accel="tcg",
+        ram_bytes=options.ram_bytes,
+        backing=mechanism.backing,
+    )
+    chosen = accel.choose(layout, options.accel, machine)
+    if chosen.reason:
+        note(chosen.reason)
+    machine = dataclasses.replace(machine, accel=chosen.accel)
+    record.write(
+        "run",
+        {
+            "machine": machine,
+            "argv": cmdline.argv(machine),
+            "accel": chosen,
+            "mechanism": mechanism.name,
+            "reproduce": options.reproduce,
+        },
+    )
+    return machine
+
+
+def run_under_old(start: VmFactory, machine: Machine, options: UpgradeOptions) -> Vm:
+    """Boot the guest under the old QEMU and set its workload going."""
+    with step(f"boot {options.guest} under the old QEMU ({machine.accel})"):
+        old = start.boot("old", machine)
+    with step("fill the guest's memory (MiB)") as tick:
+        integrity.fill(old.control, options.touched_bytes, options.dirty_rate, tick)
+    listen(old.heart, old)
+    return old
+
+
+@dataclass(frozen=True)
+class Used:
+    """Memory during the upgrade: the account, and every reading."""
+
+    memory: Memory | None
+    samples: list[Any]
+
+
+def move_and_sample(
+    start: VmFactory, old: Vm, new: Binary, mechanism: Mechanism, group: MemoryGroup | None
+) -> tuple[Upgrade, Used]:
+    """Upgrade, with the memory of both QEMUs watched from before the new one starts."""
+    sockets = old.machine.sockets.with_name("new")
+    successor = cmdline.successor(
+        old.machine,
+        qemu=new.path,
+        firmware=old.machine.firmware,
+        sockets=sockets,
+        serial_log=start.directory / "new-serial.log",
+        incoming=mechanism.incoming(dataclasses.replace(old.machine, sockets=sockets)),
+    )
+    before = memory.usage(old.pid)
+    with _peak_of(group) as peak, step(f"upgrade by {mechanism.name}"):
+        fresh = start.start("new", successor)
+        with memory.sampled(old.pid, fresh.pid) as sampler:
+            moved = upgrade(start, old, fresh, mechanism)
+            after = memory.usage(fresh.pid)
+    used = memory.summarise(before, sampler.samples, after, peak())
+    return moved, Used(used, sampler.samples)
+
+
+@contextmanager
+def _peak_of(group: MemoryGroup | None) -> Iterator[Any]:
+    if group is None:
+        yield lambda: None
+        return
+    before = group.current()
+    group.reset_peak()
+    yield lambda: (before, group.peak())
+
+
+def listen(heart: Heart, vm: Vm) -> None:
+    """Hear the heart for a while, so that there is something to compare with."""
+    until = time.monotonic_ns() + int(_LISTEN_S * 1e9)
+    for _ in Deadline.after(60, f"heartbeats from the {vm.name} QEMU").poll(0.02):
+        vm.alive()
+        if heart.beats and heart.beats[-1].host_ns > until:
+            return
+
+
+def check_integrity(old: Vm, moved: Upgrade, options: UpgradeOptions) -> Integrity:
+    """Let the guest check itself wherever it lives now."""
+    survivor = moved.new if moved.survivor_is_new else old
+    if moved.outcome in {Outcome.LOST, Outcome.DOUBLED}:
+        return integrity.nothing_known(old.heart.beats, moved.new.heart.beats)
+    try:
+        listen(survivor.heart, survivor)
+        with step("check every page in the guest"):
+            found = integrity.check(survivor.control, options.touched_bytes)
+    except CannotTellError as error:
+        # A guest that no longer answers after an upgrade is lost, whatever QEMU says of it.
+        moved.outcome = Outcome.LOST
+        moved.failure = "; ".join(filter(None, (moved.failure, error.message)))
+        return integrity.nothing_known(old.heart.beats, moved.new.heart.beats)
+    return integrity.integrity(found, old.heart.beats, moved.new.heart.beats)
+
+
+def verdict(
+    options: UpgradeOptions,
+    record: Record,
+    pair: Pair,
+    machine: Machine,
+    mechanism: Mechanism,
+    old: Vm,
+    moved: Upgrade,
+    used: Memory | None,
+    account: Integrity,
+) -> Result:
+    """Judge what was seen."""
+    upgraded = moved.outcome is Outcome.UPGRADED
+    pause = downtime.pause(
+        old.heart.beats,
+        moved.new.heart.beats,
+        Window(moved.start_ns, moved.end_ns),
+        old.events,
+        moved.new.events,
+    )
+    judged = judge(
+        options.limits,
+        Observation(
+            mechanism=mechanism.name,
+            outcome=moved.outcome,
+            failure=moved.failure,
+            pause_ms=pause,
+            memory=used,
+            integrity=account,
+        ),
+    )
+    return Result(
+        verdict=judged.kind,
+        reasons=judged.reasons,
+        notes=judged.notes,
+        outcome=moved.outcome,
+        mechanism=mechanism.name,
+        accel=machine.accel,
+        guest=options.guest,
+        ram_bytes=options.ram_bytes,
+        touched_bytes=options.touched_bytes,
+        dirty_rate=options.dirty_rate,
+        total_ms=(moved.end_ns - moved.start_ns) / 1e6 if upgraded else None,
+        pause_ms=pause,
+        phases_ms=mechanism.phases(moved.old_info, moved.new_start_ms),
+        memory=used,
+        integrity=account,
+        blocks=mechanism.blocks(moved.old_info, options.ram_bytes),
+        limits=options.limits,
+        old=pair.old.side(),
+        new=pair.new.side(),
+        host=host.fingerprint(),
+        run_directory=str(record.directory),
+        reproduce=options.reproduce,
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Do what ``pageflip upgrade`` says."""
+    wanted = parse(options)
+    layout = Layout.default()
+    if wanted.out:
+        layout = dataclasses.replace(layout, out=wanted.out.absolute())
+    result = upgrade_once(layout, wanted)
+    if wanted.json:
+        sys.stdout.write(as_json(result))
+    else:
+        report.show(result)
+    return ExitCode.PASS if result.verdict is VerdictKind.PASS else ExitCode.FAIL

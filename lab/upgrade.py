@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The upgrade itself: start the new QEMU, move the guest, see where it ended up."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from lab.deadline import Deadline, DeadlineError
+from lab.errors import CannotTellError
+from lab.mechanisms import Mechanism
+from lab.model import Outcome
+from lab.monitor import MonitorError, QmpError
+from lab.vm import Vm, VmDiedError, VmFactory
+
+_COMPLETE_S = 300.0
+_FINAL = {"completed", "failed", "cancelled"}
+#: How long a side may take to notice that the other one is gone (s).
+_SETTLE_S = 60.0
+
+
+@dataclass
+class Upgrade:
+    """What happened.  Times are on the host's monotonic clock (ns)."""
+
+    new: Vm
+    start_ns: int = 0
+    end_ns: int = 0
+    new_start_ms: float | None = None
+    failure: str = ""
+    outcome: Outcome = Outcome.LOST
+    old_info: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def survivor_is_new(self) -> bool:
+        """Whether the guest now runs under the new QEMU."""
+        return self.outcome is Outcome.UPGRADED
+
+
+def upgrade(factory: VmFactory, old: Vm, new: Vm, mechanism: Mechanism) -> Upgrade:
+    """Move the guest of `old` to `new`, which has just been started.
+
+    A failed move is told by the returned ``failure`` and ``outcome``, not by an exception: it is
+    what the lab is there to find.
+    """
+    begun = time.monotonic_ns()
+    result = Upgrade(new)
+    try:
+        if mechanism.monitor_first:
+            factory.connect(new)
+            result.new_start_ms = (time.monotonic_ns() - begun) / 1e6
+        mechanism.prepare(old, new)
+        result.start_ns = time.monotonic_ns()
+        mechanism.go(old, new)
+        if not mechanism.monitor_first:
+            factory.connect(new)
+        _wait_completed(old, new)
+        if not mechanism.resumes:
+            new.monitor.execute("cont")
+    except (QmpError, MonitorError, VmDiedError, DeadlineError) as error:
+        result.failure = _why(old, error)
+        result.start_ns = result.start_ns or begun
+    result.end_ns = time.monotonic_ns()
+    result.outcome = _settle(old, new, bool(result.failure))
+    result.old_info = _migrate_info(old)
+    return result
+
+
+def _wait_completed(old: Vm, new: Vm) -> None:
+    """Wait until both sides say so; raise QmpError with QEMU's reason when one has failed."""
+    deadline = Deadline.after(_COMPLETE_S, "the upgrade is complete on both sides")
+    for vm in (old, new):
+        status = ""
+        for _ in deadline.poll(0.002):
+            event = vm.monitor.last("MIGRATION")
+            status = event.data["status"] if event else _migrate_info(vm).get("status", "")
+            if status in _FINAL:
+                break
+            old.alive()
+            new.alive()
+        if status != "completed":
+            raise QmpError(f"the {vm.name} QEMU says that the migration {status}")
+
+
+def _why(old: Vm, error: CannotTellError) -> str:
+    """Return the reason with what the old QEMU says of it, once it has noticed."""
+    deadline = Deadline.after(_SETTLE_S, "the old QEMU notices that the upgrade failed")
+    text = ""
+    try:
+        for _ in deadline.poll(0.05):
+            info = old.monitor.execute("query-migrate")
+            text = info.get("error-desc", "")
+            if info.get("status", "none") in {*_FINAL, "none"}:
+                break
+    except (MonitorError, QmpError, DeadlineError):
+        return error.message
+    return f"{error.message}; the old QEMU says: {text}" if text else error.message
+
+
+def _migrate_info(vm: Vm) -> Mapping[str, Any]:
+    try:
+        info: Mapping[str, Any] = vm.monitor.execute("query-migrate")
+    except (AttributeError, MonitorError, QmpError, DeadlineError):
+        return {}
+    return info
+
+
+def _settle(old: Vm, new: Vm, failed: bool) -> Outcome:
+    """Find out which QEMU runs the guest, giving a rollback a moment to finish."""
+    deadline = Deadline.after(_SETTLE_S if failed else 5.0, "exactly one QEMU runs the guest")
+    while True:
+        where = {
+            (True, False): Outcome.ROLLED_BACK,
+            (False, True): Outcome.UPGRADED,
+            (True, True): Outcome.DOUBLED,
+            (False, False): Outcome.LOST,
+        }[not old.dead and old.running(), not new.dead and new.running()]
+        if where is not Outcome.LOST or deadline.expired or (old.dead and new.dead):
+            return where
+        time.sleep(0.01)

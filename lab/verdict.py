@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""From limits and observations to a verdict.  Pure: the same input gives the same words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lab.model import Integrity, Limits, Memory, Model, Outcome, Pause, VerdictKind
+
+#: Clocks (a) and (b) that differ by more than this, and by more than half, are pointed out (ms).
+_DISAGREEMENT_MS = 20.0
+
+
+class Observation(Model):
+    """What the judge sees of an upgrade."""
+
+    mechanism: str
+    outcome: Outcome
+    failure: str
+    pause_ms: Pause
+    memory: Memory | None
+    integrity: Integrity
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Pass or fail, why, and what a reader should know besides."""
+
+    kind: VerdictKind
+    reasons: list[str]
+    notes: list[str]
+
+
+def judge(limits: Limits, seen: Observation) -> Verdict:
+    """Judge an upgrade."""
+    reasons = [*_outcome(seen), *_integrity(seen), *_pause(limits, seen), *_memory(limits, seen)]
+    kind = VerdictKind.FAIL if reasons else VerdictKind.PASS
+    return Verdict(kind, reasons, _notes(seen))
+
+
+def _outcome(seen: Observation) -> list[str]:
+    where = {
+        Outcome.UPGRADED: "",
+        Outcome.ROLLED_BACK: "the guest was not upgraded; it goes on under the old QEMU",
+        Outcome.LOST: "the guest is lost: neither QEMU runs it",
+        Outcome.DOUBLED: "both QEMUs run the guest at once",
+    }[seen.outcome]
+    return [text for text in (seen.failure, where) if text]
+
+
+def _integrity(seen: Observation) -> list[str]:
+    if seen.outcome is Outcome.LOST:
+        return []
+    found = seen.integrity
+    checks = {
+        f"{found.bad_pages} bad pages (first: {found.first_bad})": found.bad_pages,
+        f"only {found.pages_checked_after} of {found.pages_total} pages were checked after the "
+        "upgrade": found.pages_checked_after < found.pages_total or not found.pages_total,
+        "the guest's clock went back": found.clock_went_back,
+        f"{found.heartbeats_lost} heartbeats lost": found.heartbeats_lost,
+        f"{found.heartbeats_doubled} heartbeats came twice": found.heartbeats_doubled,
+        f"{found.kernel_errors} errors in the guest's kernel log "
+        f"(last: {found.kernel_error})": found.kernel_errors,
+    }
+    return [text for text, wrong in checks.items() if wrong]
+
+
+def _pause(limits: Limits, seen: Observation) -> list[str]:
+    if seen.outcome is not Outcome.UPGRADED:
+        return []
+    clocks = {
+        "QMP": seen.pause_ms.qmp,
+        "outside": seen.pause_ms.outside,
+        "inside": seen.pause_ms.inside,
+    }
+    reasons = []
+    for clock, value in clocks.items():
+        if value is None:
+            reasons.append(f"the pause could not be measured by the {clock} clock")
+        elif value > limits.pause_ms:
+            reasons.append(
+                f"pause of {value:.0f} ms by the {clock} clock; the limit is "
+                f"{limits.pause_ms:.0f} ms"
+            )
+    return reasons
+
+
+def _memory(limits: Limits, seen: Observation) -> list[str]:
+    if seen.memory is None:
+        return [] if seen.outcome is not Outcome.UPGRADED else ["memory was not measured"]
+    if seen.memory.ratio <= limits.memory_ratio:
+        return []
+    return [
+        f"memory peaked at {seen.memory.ratio:.2f} times what it was before; the limit is "
+        f"{limits.memory_ratio:.2f}"
+    ]
+
+
+def _notes(seen: Observation) -> list[str]:
+    notes = []
+    qmp, outside = seen.pause_ms.qmp, seen.pause_ms.outside
+    if qmp is not None and outside is not None:
+        apart = abs(outside - qmp)
+        if apart > _DISAGREEMENT_MS and apart > 0.5 * max(outside, qmp):
+            notes.append(
+                f"the clocks disagree: {qmp:.1f} ms from STOP to RESUME, {outside:.1f} ms "
+                "between heartbeats as the host got them"
+            )
+    memory = seen.memory
+    if memory and memory.samples_discarded > memory.samples / 2:
+        notes.append(
+            f"{memory.samples_discarded} of {memory.samples} PSS readings were discarded: "
+            "memory moved faster than it can be read"
+        )
+    return notes

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A running QEMU: its process, its monitor and the lines to the agent in its guest."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from lab import cmdline, run
+from lab.channel import Control, Heart, agent_lines
+from lab.cmdline import Machine
+from lab.deadline import Deadline
+from lab.errors import CannotTellError
+from lab.host import MemoryGroup
+from lab.monitor import Event, Monitor, MonitorError, QmpError, monitor
+
+#: TCG on a loaded machine is slow; these only end what would never end by itself (s).
+MONITOR_S = 60.0
+BOOT_S = 180.0
+
+
+class VmDiedError(CannotTellError):
+    """A QEMU ended by itself."""
+
+
+class Vm:
+    """A QEMU process.  The monitor is there once `connect` has returned."""
+
+    def __init__(
+        self,
+        name: str,
+        machine: Machine,
+        process: subprocess.Popen[bytes],
+        log: Path,
+        control: Control,
+        heart: Heart,
+    ) -> None:
+        self.name = name
+        self.machine = machine
+        self.process = process
+        self.log = log
+        self.control = control
+        self.heart = heart
+        self.monitor: Monitor
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        return self.process.pid
+
+    @property
+    def events(self) -> list[Event]:
+        """The monitor's events so far; none before it is connected."""
+        return self.monitor.events if hasattr(self, "monitor") else []
+
+    @property
+    def dead(self) -> bool:
+        """Whether the process has ended."""
+        return self.process.poll() is not None
+
+    def alive(self) -> None:
+        """Raise VmDiedError when the process has ended."""
+        status = self.process.poll()
+        if status is not None:
+            how = f"killed by signal {-status}" if status < 0 else f"exit status {status}"
+            said = self.said()
+            raise VmDiedError(
+                f"the {self.name} QEMU ended by itself: {how}"
+                + (f"; it said: {said}" if said else ""),
+                hint=f"its output: {self.log}",
+            )
+
+    def said(self) -> str:
+        """Return the last lines that QEMU printed."""
+        text = self.log.read_text(encoding="utf-8", errors="replace") if self.log.exists() else ""
+        return "; ".join(line for line in text.splitlines()[-3:] if not line.startswith("+ "))
+
+    def running(self) -> bool:
+        """Whether this QEMU says that it runs the guest; False when it says nothing any more."""
+        try:
+            return bool(
+                self.monitor.execute("query-status", deadline=Deadline.after(5, "query-status"))[
+                    "running"
+                ]
+            )
+        except (AttributeError, MonitorError, QmpError):
+            return False
+
+
+@dataclass
+class VmFactory:
+    """Starts QEMUs of one run: in its memory group, with its logs, ended when the run ends."""
+
+    stack: ExitStack
+    directory: Path
+    group: MemoryGroup | None
+    qmp_log: Callable[[str], None]
+
+    def start(self, name: str, machine: Machine) -> Vm:
+        """Start a QEMU and return at once; its monitor is not connected yet."""
+        machine.sockets.mkdir(parents=True, exist_ok=True)
+        control, heart = self.stack.enter_context(agent_lines(machine.control, machine.heartbeat))
+        argv = cmdline.argv(machine)
+        log = self.directory / f"{name}.log"
+        log.write_text(f"+ {run.command_line(argv)}\n", encoding="utf-8")
+        process = self.stack.enter_context(
+            run.spawned(self.group.enter(argv) if self.group else argv, log=log)
+        )
+        return Vm(name, machine, process, log, control, heart)
+
+    def connect(self, vm: Vm) -> None:
+        """Connect to the monitor of a QEMU that has been started."""
+        vm.monitor = self.stack.enter_context(
+            monitor(
+                vm.name,
+                vm.machine.qmp,
+                Deadline.after(MONITOR_S, f"monitor of the {vm.name} QEMU"),
+                vm.alive,
+                self.qmp_log,
+            )
+        )
+
+    def boot(self, name: str, machine: Machine) -> Vm:
+        """Start a QEMU and wait until the agent in its guest is ready and its heart beats."""
+        vm = self.start(name, machine)
+        self.connect(vm)
+        deadline = Deadline.after(BOOT_S, f"boot of the guest under the {name} QEMU")
+        for _ in deadline.poll(0.01):
+            vm.alive()
+            if vm.control.ready.is_set():
+                break
+        vm.heart.wait(10, deadline, vm.alive)
+        return vm
+
+
+@contextmanager
+def factory(directory: Path, group: MemoryGroup | None) -> Iterator[VmFactory]:
+    """Return what starts QEMUs; all of them are ended, last first, when the block is left."""
+    with ExitStack() as stack:
+        log = stack.enter_context((directory / "qmp.log").open("a", encoding="utf-8", buffering=1))
+        yield VmFactory(
+            stack,
+            directory,
+            group,
+            lambda text: None if log.closed else print(f"{time.monotonic():.6f} {text}", file=log),
+        )
