@@ -14,7 +14,7 @@ from pathlib import Path
 
 from lab.cmdline import Machine
 from lab.deadline import Deadline, DeadlineError
-from lab.errors import CannotTellError
+from lab.errors import CannotTellError, PreconditionError
 from lab.layout import Layout, locked, socket_directory
 from lab.vm import VmFactory, factory
 
@@ -43,7 +43,7 @@ def choose(layout: Layout, wanted: str, machine: Machine) -> AccelReport:
     if report.works:
         return report
     if wanted == "kvm":
-        raise CannotTellError(
+        raise PreconditionError(
             f"KVM does not run this guest here: {report.reason}",
             hint="use --accel tcg (slower, but complete)",
         )

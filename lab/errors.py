@@ -7,6 +7,7 @@
      +-- UsageError         exit 2: the user asked for something that cannot be
      +-- CannotTellError    exit 3: the lab could not do its work, QEMU was not judged
           +-- RefusedError  exit 3: something that was to be trusted did not verify
+          +-- PreconditionError  exit 3: this host or this pair lacks what was asked for
 
 A failed upgrade is not an exception: it is a verdict (exit 1).  Anything that is not a LabError is
 a bug of the lab's, shown with its traceback, and exits with 3 as well: a broken lab must never
@@ -50,6 +51,10 @@ class UsageError(LabError):
 
 class CannotTellError(LabError):
     """The lab could not do its work: no compiler, no memory, a refused download."""
+
+
+class PreconditionError(CannotTellError):
+    """This host, or this pair of QEMUs, lacks what was asked for; a test cancels with the words."""
 
 
 class RefusedError(CannotTellError):

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from lab.errors import CannotTellError
+from lab.errors import PreconditionError
 from lab.model import Host
 
 _CGROUP = Path("/sys/fs/cgroup")
@@ -63,7 +63,7 @@ def require_memory(needed: int, why: str) -> None:
     """Raise CannotTellError unless `needed` bytes are available."""
     available = memory_bytes("MemAvailable")
     if needed > available:
-        raise CannotTellError(
+        raise PreconditionError(
             f"not enough memory: {why} needs about {needed // _MIB} MiB and "
             f"{available // _MIB} MiB are available",
             hint="take a smaller guest with --ram, or free some memory",

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from lab.binary import Binary
 from lab.cmdline import Backing, Machine, cpr_channel
 from lab.deadline import Deadline
-from lab.errors import CannotTellError, UsageError
+from lab.errors import PreconditionError, UsageError
 from lab.model import Block, Phases
 from lab.vm import Vm
 
@@ -260,7 +260,7 @@ def choose(name: str, old: Binary, new: Binary) -> Mechanism:
     for mechanism in MECHANISMS:
         if mechanism.name == name:
             if lacking := mechanism.missing(old, new):
-                raise CannotTellError(f"mechanism {name} is not possible: {lacking}")
+                raise PreconditionError(f"mechanism {name} is not possible: {lacking}")
             return mechanism
     known = ", ".join(m.name for m in MECHANISMS)
     raise UsageError(f"there is no mechanism {name!r}", hint=f"one of: auto, {known}")

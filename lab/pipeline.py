@@ -35,7 +35,7 @@ from lab.mechanisms import Mechanism
 from lab.model import Integrity, Memory, Model, Outcome, Result, VerdictKind
 from lab.options import UpgradeOptions, add_arguments, parse
 from lab.progress import note, step
-from lab.upgrade import Upgrade, upgrade
+from lab.upgrade import Interfere, Upgrade, upgrade
 from lab.verdict import Observation, judge
 from lab.vm import Vm, VmFactory, factory
 
@@ -47,9 +47,12 @@ _OVERHEAD = 256 * 2**20
 _LISTEN_S = 1.2 * downtime.MARGIN_NS / 1e9
 
 
-def upgrade_once(layout: Layout, options: UpgradeOptions) -> Result:
+def upgrade_once(
+    layout: Layout, options: UpgradeOptions, interfere: Interfere | None = None
+) -> Result:
     """Upgrade one guest and judge it.
 
+    `interfere` is how the tests break things: it is called as soon as the move has begun.
     Raises LabError when the lab could not do its work; a failed upgrade is a result.
     """
     record = Record(layout.new_run())
@@ -63,7 +66,7 @@ def upgrade_once(layout: Layout, options: UpgradeOptions) -> Result:
     ):
         machine = old_machine(layout, options, pair, image, mechanism, sockets, record)
         old = run_under_old(start, machine, options)
-        moved, used = move_and_sample(start, old, pair.new, mechanism, group)
+        moved, used = move_and_sample(start, old, pair.new, mechanism, group, interfere)
         record.write(
             "upgrade",
             {"failure": moved.failure, "outcome": moved.outcome, "query_migrate": moved.old_info},
@@ -206,7 +209,12 @@ class Used:
 
 
 def move_and_sample(
-    start: VmFactory, old: Vm, new: Binary, mechanism: Mechanism, group: MemoryGroup | None
+    start: VmFactory,
+    old: Vm,
+    new: Binary,
+    mechanism: Mechanism,
+    group: MemoryGroup | None,
+    interfere: Interfere | None,
 ) -> tuple[Upgrade, Used]:
     """Upgrade, with the memory of both QEMUs watched from before the new one starts."""
     sockets = old.machine.sockets.with_name("new")
@@ -222,7 +230,7 @@ def move_and_sample(
     with _peak_of(group) as peak, step(f"upgrade by {mechanism.name}"):
         fresh = start.start("new", successor)
         with memory.sampled(old.pid, fresh.pid) as sampler:
-            moved = upgrade(start, old, fresh, mechanism)
+            moved = upgrade(start, old, fresh, mechanism, interfere)
             after = memory.usage(fresh.pid)
     used = memory.summarise(before, sampler.samples, after, peak())
     return moved, Used(used, sampler.samples)

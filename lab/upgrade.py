@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,7 +39,17 @@ class Upgrade:
         return self.outcome is Outcome.UPGRADED
 
 
-def upgrade(factory: VmFactory, old: Vm, new: Vm, mechanism: Mechanism) -> Upgrade:
+#: What a test does to the two QEMUs (old, new) as soon as the move has begun.
+Interfere = Callable[[Vm, Vm], None]
+
+
+def upgrade(
+    factory: VmFactory,
+    old: Vm,
+    new: Vm,
+    mechanism: Mechanism,
+    interfere: Interfere | None = None,
+) -> Upgrade:
     """Move the guest of `old` to `new`, which has just been started.
 
     A failed move is told by the returned ``failure`` and ``outcome``, not by an exception: it is
@@ -54,6 +64,8 @@ def upgrade(factory: VmFactory, old: Vm, new: Vm, mechanism: Mechanism) -> Upgra
         mechanism.prepare(old, new)
         result.start_ns = time.monotonic_ns()
         mechanism.go(old, new)
+        if interfere:
+            interfere(old, new)
         if not mechanism.monitor_first:
             factory.connect(new)
         _wait_completed(old, new)

@@ -9,6 +9,8 @@ from lab.model import Integrity, Limits, Memory, Model, Outcome, Pause, VerdictK
 
 #: Clocks (a) and (b) that differ by more than this, and by more than half, are pointed out (ms).
 _DISAGREEMENT_MS = 20.0
+#: A peak by the kernel's count that exceeds the one by PSS by more than this is explained.
+_UNSEEN_RATIO = 0.1
 
 
 class Observation(Model):
@@ -53,13 +55,13 @@ def _integrity(seen: Observation) -> list[str]:
         return []
     found = seen.integrity
     checks = {
-        f"{found.bad_pages} bad pages (first: {found.first_bad})": found.bad_pages,
+        f"bad pages: {found.bad_pages} (first: {found.first_bad})": found.bad_pages,
         f"only {found.pages_checked_after} of {found.pages_total} pages were checked after the "
         "upgrade": found.pages_checked_after < found.pages_total or not found.pages_total,
         "the guest's clock went back": found.clock_went_back,
-        f"{found.heartbeats_lost} heartbeats lost": found.heartbeats_lost,
-        f"{found.heartbeats_doubled} heartbeats came twice": found.heartbeats_doubled,
-        f"{found.kernel_errors} errors in the guest's kernel log "
+        f"heartbeats lost: {found.heartbeats_lost}": found.heartbeats_lost,
+        f"heartbeats that came twice: {found.heartbeats_doubled}": found.heartbeats_doubled,
+        f"errors in the guest's kernel log: {found.kernel_errors} "
         f"(last: {found.kernel_error})": found.kernel_errors,
     }
     return [text for text, wrong in checks.items() if wrong]
@@ -79,8 +81,7 @@ def _pause(limits: Limits, seen: Observation) -> list[str]:
             reasons.append(f"the pause could not be measured by the {clock} clock")
         elif value > limits.pause_ms:
             reasons.append(
-                f"pause of {value:.0f} ms by the {clock} clock; the limit is "
-                f"{limits.pause_ms:.0f} ms"
+                f"pause of {value:.1f} ms by the {clock} clock; the limit is {limits.pause_ms:g} ms"
             )
     return reasons
 
@@ -111,5 +112,11 @@ def _notes(seen: Observation) -> list[str]:
         notes.append(
             f"{memory.samples_discarded} of {memory.samples} PSS readings were discarded: "
             "memory moved faster than it can be read"
+        )
+    if memory and memory.ratio - memory.pss_ratio > _UNSEEN_RATIO:
+        notes.append(
+            f"the kernel still held {memory.ratio:.2f} times the memory when the processes used "
+            f"{memory.pss_ratio:.2f} times: huge pages freed in part stay charged until memory is "
+            "short"
         )
     return notes

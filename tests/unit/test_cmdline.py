@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""From a machine to a command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+from lab import cmdline
+from lab.cmdline import Backing, Machine
+
+OLD = Machine(
+    qemu=Path("/old/qemu"),
+    firmware=Path("/fw"),
+    kernel=Path("/k"),
+    initrd=Path("/i"),
+    append="quiet",
+    sockets=Path("/s/old"),
+    serial_log=Path("/run/old.log"),
+    accel="tcg",
+    ram_bytes=2**31,
+)
+
+
+def successor(**more: object) -> Machine:
+    return dataclasses.replace(
+        cmdline.successor(
+            OLD,
+            qemu=Path("/new/qemu"),
+            firmware=Path("/firmware"),
+            sockets=Path("/s/new"),
+            serial_log=Path("/run/new.log"),
+            incoming=("defer",),
+        ),
+        **more,
+    )  # type: ignore[arg-type]
+
+
+def test_an_ordinary_guest_has_ordinary_memory() -> None:
+    words = cmdline.argv(OLD)
+    assert words[words.index("-m") + 1] == "2048M"
+    assert words[words.index("-machine") + 1] == cmdline.MACHINE_TYPE
+    assert "-object" not in words
+    assert "-incoming" not in words
+
+
+def test_the_successor_differs_in_what_belongs_to_the_process_only() -> None:
+    old, new = cmdline.argv(OLD), cmdline.argv(successor())
+    assert new[-2:] == ["-incoming", "defer"]
+    changed = [(a, b) for a, b in zip(old, new[:-2], strict=True) if a != b]
+    assert changed
+    for mine, theirs in (
+        ("/old/qemu", "/new/qemu"),
+        ("/fw", "/firmware"),
+        ("/s/old", "/s/new"),
+        ("/run/old.log", "/run/new.log"),
+    ):
+        changed = [(before.replace(mine, theirs), after) for before, after in changed]
+    assert all(before == after for before, after in changed)
+
+
+def test_shared_memory_for_cpr() -> None:
+    words = cmdline.argv(dataclasses.replace(OLD, backing=Backing.SHARED))
+    assert "aux-ram-share=on" in words[words.index("-machine") + 1]
+    assert words[words.index("-object") + 1].endswith("share=on")
+
+
+def test_two_incoming_channels_and_commas() -> None:
+    new = successor(incoming=("unix:/m", cmdline.cpr_channel(Path("/c"))), sockets=Path("/a,b"))
+    words = cmdline.argv(new)
+    assert words.count("-incoming") == 2
+    assert json.loads(words[-1])["addr"]["path"] == "/c"
+    assert any("path=/a,,b/qmp" in word for word in words)

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The account of memory."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from lab.measure.memory import Usage, sampled, summarise, usage
+from lab.model import Sample
+
+GIB = 2**30
+
+
+def sample(at: float, old: int, new: int, skew: int = 0) -> Sample:
+    return Sample(at_ms=at, old_pss_bytes=old, new_pss_bytes=new, skew_bytes=skew)
+
+
+def test_doubling_is_seen() -> None:
+    account = summarise(
+        Usage(GIB, GIB), [sample(0, GIB, 0), sample(9, GIB, GIB)], Usage(GIB, 0), None
+    )
+    assert account.ratio == pytest.approx(2.0)
+    assert account.method == "pss"
+
+
+def test_torn_readings_are_discarded_and_counted() -> None:
+    readings = [
+        sample(0, GIB, 0),
+        sample(1, GIB, GIB // 2, skew=GIB // 10),
+        sample(2, GIB // 2, GIB // 2),
+    ]
+    account = summarise(Usage(GIB, 0), readings, Usage(GIB, 0), None)
+    assert account.ratio == pytest.approx(1.0)
+    assert (account.samples, account.samples_discarded) == (3, 1)
+
+
+def test_the_kernels_peak_has_the_last_word() -> None:
+    account = summarise(Usage(GIB, 0), [sample(0, GIB, 0)], Usage(GIB, 0), (GIB, 3 * GIB // 2))
+    assert account.method == "cgroup"
+    assert account.ratio == pytest.approx(1.5)
+    assert account.pss_ratio == pytest.approx(1.0)
+
+
+def test_reading_this_very_process() -> None:
+    before = usage(os.getpid()).pss
+    ballast = bytearray(os.urandom(32 * 2**20))
+    assert usage(os.getpid()).pss - before > 24 * 2**20
+    assert len(ballast) == 32 * 2**20
+
+
+def test_a_process_that_is_gone_uses_nothing() -> None:
+    assert usage(2**22 + 1) == Usage(0, 0)
+
+
+def test_sampler_samples_and_stops() -> None:
+    with sampled(os.getpid(), os.getpid()) as sampler:
+        while len(sampler.samples) < 3:
+            pass
+    count = len(sampler.samples)
+    assert all(s.new_pss_bytes > 0 for s in sampler.samples)
+    assert len(sampler.samples) == count

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the user asks for."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import shlex
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lab import options
+from lab.errors import UsageError
+
+
+def parsed(*words: str) -> options.UpgradeOptions:
+    parser = argparse.ArgumentParser()
+    options.add_arguments(parser)
+    return options.parse(parser.parse_args(words))
+
+
+def test_defaults_are_those_of_the_readme() -> None:
+    assert parsed() == options.UpgradeOptions(reproduce=parsed().reproduce)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("2G", 2**31), ("512M", 2**29), ("1.5GiB", 3 * 2**29), ("4096", 4096), ("0", 0), ("1k", 1024)],
+)
+def test_sizes(text: str, value: int) -> None:
+    assert options.size(text) == value
+
+
+@given(st.text(max_size=12))
+def test_a_size_is_a_number_or_a_usage_error(text: str) -> None:
+    with contextlib.suppress(UsageError):
+        assert options.size(text) >= 0
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--ram", "2Q"),
+        ("--ram", "64M"),
+        ("--ram", "300.5M"),
+        ("--touch", "0%"),
+        ("--touch", "101%"),
+        ("--touch", "x%"),
+        ("--ram", "1G", "--touch", "1000M"),
+        ("--limit-pause-ms", "0"),
+        ("--limit-memory-ratio", "-1"),
+    ],
+)
+def test_what_cannot_be_is_refused(words: tuple[str, ...]) -> None:
+    with pytest.raises(UsageError):
+        parsed(*words)
+
+
+def test_touch_is_whole_pages_of_the_ram() -> None:
+    assert parsed("--ram", "1G", "--touch", "33%").touched_bytes % 4096 == 0
+    assert parsed("--ram", "1G", "--touch", "256M").touched_bytes == 2**28
+
+
+def test_the_reproducer_asks_for_the_same() -> None:
+    first = parsed(
+        "--ram", "1G", "--mechanism", "copy", "--old", "/a b/qemu", "--limit-pause-ms", "7"
+    )
+    words = shlex.split(first.reproduce)
+    assert words[:2] == ["./pageflip", "upgrade"]
+    assert parsed(*words[2:]) == first
