@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The host as it is, and memory that is not there."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from lab import host
+from lab.errors import PreconditionError
+
+
+def test_fingerprint_is_of_this_machine() -> None:
+    found = host.fingerprint()
+    assert found.cores >= 1
+    assert found.memory_bytes > 2**28
+    assert found.kernel == Path("/proc/sys/kernel/osrelease").read_text(encoding="ascii").strip()
+
+
+def test_more_memory_than_there_is() -> None:
+    with pytest.raises(PreconditionError, match="not enough memory: a huge guest needs about"):
+        host.require_memory(2**60, "a huge guest")
+    host.require_memory(1, "nearly nothing")
+
+
+def test_a_group_counts_what_is_in_it_and_goes_away() -> None:
+    with host.memory_group() as group:
+        if group is None:
+            pytest.skip("this user cannot make a memory group here")
+        argv = group.enter(["python3", "-c", "x = bytearray(b'x' * (64 << 20)); print(len(x))"])
+        group.reset_peak()
+        done = subprocess.run(argv, check=True, capture_output=True, text=True)
+        assert done.stdout.strip() == str(64 << 20)
+        assert group.peak() > 60 << 20
+        assert group.current() < 32 << 20
+        path = group.path
+    assert not path.exists()

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Which mechanism is taken, and what is said when there is none."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from lab.binary import Binary
+from lab.errors import PreconditionError, UsageError
+from lab.mechanisms import MECHANISMS, Copy, choose, localhost_block
+
+STOCK = Binary(
+    Path("/q"),
+    "10.0.13",
+    "0" * 64,
+    None,
+    frozenset({"migrate"}),
+    frozenset({"normal", "cpr-transfer"}),
+)
+OURS = dataclasses.replace(STOCK, commands=frozenset({"migrate", "localhost-migrate"}))
+
+
+def test_the_best_that_both_have() -> None:
+    assert choose("auto", OURS, OURS).name == "gift"
+    assert choose("auto", STOCK, OURS).name == "postcopy"
+
+
+def test_what_the_pair_lacks_is_said_of_the_side_that_lacks_it() -> None:
+    with pytest.raises(PreconditionError, match=r"the old QEMU \(10\.0\.13\) has no command"):
+        choose("gift", STOCK, OURS)
+    old = dataclasses.replace(STOCK, migration_modes=frozenset({"normal"}))
+    with pytest.raises(PreconditionError, match="no migration mode cpr-transfer"):
+        choose("cpr-transfer", old, OURS)
+
+
+def test_an_unknown_name_lists_the_known() -> None:
+    with pytest.raises(UsageError) as caught:
+        choose("teleport", OURS, OURS)
+    assert "teleport" in caught.value.message
+    assert all(mechanism.name in caught.value.hint for mechanism in MECHANISMS)
+
+
+def test_names_are_unique_and_described() -> None:
+    assert len({m.name for m in MECHANISMS}) == len(MECHANISMS)
+    assert all(m.summary for m in MECHANISMS)
+
+
+def test_a_block_keeps_every_counter_apart() -> None:
+    block = {
+        "name": "pc.ram",
+        "mechanism": "gift",
+        "used-bytes": 10,
+        "gifted-bytes": 4,
+        "copied-bytes": 1,
+        "faulted-bytes": 2,
+        "zero-bytes": 3,
+    }
+    found = Copy().blocks({"localhost": {"blocks": [block]}}, 10)
+    assert found == [localhost_block(block)]
+    assert (
+        found[0].gifted_bytes,
+        found[0].copied_bytes,
+        found[0].faulted_bytes,
+        found[0].zero_bytes,
+    ) == (4, 1, 2, 3)

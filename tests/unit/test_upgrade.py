@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The upgrade against two QMP peers of our own: who runs the guest in the end, and why."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from fakes import FakeQemu, fake_qemu
+
+from lab.cmdline import Machine
+from lab.deadline import Deadline
+from lab.mechanisms import Precopy, StopCopy
+from lab.model import Outcome
+from lab.monitor import monitor
+from lab.upgrade import Upgrade, upgrade
+from lab.vm import Vm, VmFactory
+
+
+class Process:
+    """What a Vm asks of its process."""
+
+    pid = 0
+
+    def __init__(self) -> None:
+        self.status: int | None = None
+
+    def poll(self) -> int | None:
+        return self.status
+
+
+class Pair:
+    """Two peers that know whether they run the guest and how a migration goes."""
+
+    def __init__(self, sockets: Path, stack: ExitStack) -> None:
+        self.running = {"old": True, "new": False}
+        self.refuse: dict[str, str] = {}
+        self.ends = "completed"
+        self.qemu: dict[str, FakeQemu] = {}
+        self.vm: dict[str, Vm] = {}
+        for side in ("old", "new"):
+            path = sockets / side
+            path.mkdir()
+            self.qemu[side] = stack.enter_context(fake_qemu(path / "qmp", self.answerer(side)))
+            machine = cast("Machine", type("M", (), {"sockets": path, "qmp": path / "qmp"}))
+            self.vm[side] = Vm(
+                side,
+                machine,
+                cast("Any", Process()),
+                path / "log",
+                cast("Any", None),
+                cast("Any", None),
+            )
+            self.vm[side].monitor = stack.enter_context(
+                monitor(
+                    side, path / "qmp", Deadline.after(5, "connect"), lambda: None, lambda _t: None
+                )
+            )
+        self.factory = cast("VmFactory", type("F", (), {"connect": staticmethod(lambda _vm: None)}))
+
+    def answerer(self, side: str) -> Any:
+        def answer(command: str, _arguments: dict[str, Any]) -> dict[str, Any] | None:
+            if command in self.refuse:
+                return {"error": {"class": "GenericError", "desc": self.refuse[command]}}
+            if command == "query-status":
+                return {"return": {"running": self.running[side]}}
+            if command == "query-migrate":
+                failed = {"status": "failed", "error-desc": "Unknown savevm section"}
+                return {"return": failed if self.ends == "failed" else {"status": self.ends}}
+            if command == "migrate":
+                self.migrate()
+            if command == "cont":
+                self.running[side] = True
+            return {"return": {}}
+
+        return answer
+
+    def migrate(self) -> None:
+        if self.ends == "completed":
+            self.running.update(old=False, new=True)
+        for side in ("old", "new"):
+            self.qemu[side].event("MIGRATION", status=self.ends)
+
+    def upgrade(self, mechanism: Any = None, interfere: Any = None) -> Upgrade:
+        return upgrade(
+            self.factory, self.vm["old"], self.vm["new"], mechanism or Precopy(), interfere
+        )
+
+
+@pytest.fixture
+def pair(sockets: Path) -> Iterator[Pair]:
+    with ExitStack() as stack:
+        yield Pair(sockets, stack)
+
+
+def test_completed(pair: Pair) -> None:
+    done = pair.upgrade()
+    assert (done.outcome, done.failure) == (Outcome.UPGRADED, "")
+    assert done.end_ns > done.start_ns > 0
+    sent = [name for name, _ in pair.qemu["new"].commands]
+    assert sent.index("migrate-set-capabilities") < sent.index("migrate-incoming")
+
+
+def test_stop_copy_stops_first_and_continues_on_the_new_side(pair: Pair) -> None:
+    pair.running["old"] = False
+    done = pair.upgrade(StopCopy())
+    old = [name for name, _ in pair.qemu["old"].commands]
+    assert old.index("stop") < old.index("migrate")
+    assert "cont" in [name for name, _ in pair.qemu["new"].commands]
+    assert done.outcome is Outcome.UPGRADED
+
+
+def test_a_refused_command_leaves_the_guest_where_it_is(pair: Pair) -> None:
+    pair.refuse["migrate"] = "State blocked by a device"
+    done = pair.upgrade()
+    assert done.outcome is Outcome.ROLLED_BACK
+    assert "State blocked by a device" in done.failure
+
+
+def test_a_failed_migration_tells_qemus_reason(pair: Pair) -> None:
+    pair.ends = "failed"
+    done = pair.upgrade()
+    assert done.outcome is Outcome.ROLLED_BACK
+    assert "Unknown savevm section" in done.failure
+
+
+def test_the_new_qemu_dies(pair: Pair) -> None:
+    pair.ends = "none"
+
+    def kill(_old: Vm, new: Vm) -> None:
+        cast("Any", new.process).status = -9
+
+    done = pair.upgrade(interfere=kill)
+    assert done.outcome is Outcome.ROLLED_BACK
+    assert "the new QEMU ended by itself: killed by signal 9" in done.failure
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "outcome"), [(True, True, Outcome.DOUBLED), (False, False, Outcome.LOST)]
+)
+def test_the_two_worst_ends_are_called_by_their_names(
+    pair: Pair, old: bool, new: bool, outcome: Outcome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lab.upgrade._SETTLE_S", 0.2)
+    pair.ends = "failed"
+    pair.running.update(old=old, new=new)
+    begun = time.monotonic()
+    assert pair.upgrade().outcome is outcome
+    assert time.monotonic() - begun < 20
