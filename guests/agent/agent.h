@@ -1,0 +1,97 @@
+/*
+ * In-guest half of the lab: proves that memory, clocks and the kernel
+ * log of a guest survived while its QEMU was replaced.
+ *
+ * Threads: the heartbeat owns the heartbeat port; the worker owns the
+ * memory region; the command thread (main) owns the reading side of the
+ * control port.  They share only what is named here: a mutex-guarded
+ * copy of the worker's counters, atomic heartbeat counters, and the
+ * locked writing side of the control port.
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+#ifndef PAGEFLIP_AGENT_H
+#define PAGEFLIP_AGENT_H
+
+#include <jansson.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define AGENT_VERSION "1"
+#define CONTROL_PORT "org.pageflip.control"
+#define HEARTBEAT_PORT "org.pageflip.heartbeat"
+#define LINE_MAX_BYTES 4096
+#define NS_PER_SEC 1000000000ULL
+#define NS_PER_MS 1000000ULL
+
+static inline bool is_set(const uint8_t *map, size_t i)
+{
+    return map[i / 8] & (1u << (i % 8));
+}
+
+static inline void set_bit(uint8_t *map, size_t i)
+{
+    map[i / 8] |= 1u << (i % 8);
+}
+
+/* sysinfo.c */
+uint64_t clock_ns(int clock_id);
+uint64_t meminfo_bytes(const char *key);
+int kmsg_open(void);
+void kmsg_drain(int fd);
+void kmsg_report(json_t *reply);
+void set_fifo_priority(const char *who, int priority);
+
+/* port.c: opening the two ports, writing whole lines */
+int port_open(const char *spec, const char *name);
+bool port_write_line(int fd, const char *line, size_t len, bool may_drop);
+
+/* reply.c: the only writer of the control port; consumes id and body */
+void reply_init(int control_fd);
+void reply_ok(json_t *id, json_t *body);
+void reply_error(json_t *id, const char *fmt, ...)
+    __attribute__((format(printf, 2, 3)));
+void send_event(json_t *event, bool may_drop);
+
+/* heartbeat.c */
+void heartbeat_start(int fd);
+void heartbeat_report(json_t *reply);
+void heartbeat_reset_max_step(void);
+
+/* worker.c */
+typedef enum JobKind {
+    JOB_FILL,
+    JOB_DIRTY,
+    JOB_PACE,
+    JOB_VERIFY,
+    JOB_CORRUPT,
+    JOB_RELEASE,
+} JobKind;
+
+typedef enum CorruptMode {
+    CORRUPT_FLIP,
+    CORRUPT_ZERO,
+    CORRUPT_STALE,
+    CORRUPT_SWAP,
+    CORRUPT_TABLE,
+    CORRUPT_MODES,
+} CorruptMode;
+
+typedef struct Job {
+    JobKind kind;
+    json_t *id;
+    uint64_t value;     /* bytes, bytes per second, or page number */
+    CorruptMode mode;
+} Job;
+
+void worker_start(void);
+/* Takes the job's id over; false (and the id stays) when the queue is full */
+bool worker_submit(const Job *job);
+void worker_report(json_t *reply);
+
+/* command.c */
+void command_loop(int control_fd, bool in_guest);
+
+#endif
