@@ -103,6 +103,9 @@ class Integrity(Model):
     pages_dirtied: int = Field(description="pages rewritten while all this went on")
     bad_pages: int
     first_bad: dict[str, Any] | None = None
+    bad_tables: int = Field(
+        default=0, description="pieces of the checker's own table that were damaged"
+    )
     clock_went_back: bool
     heartbeats: int = Field(description="heartbeats received")
     heartbeats_lost: int = Field(description="numbers missing from the sequence")
@@ -111,6 +114,7 @@ class Integrity(Model):
         description="records of level err or worse in the guest's kernel log"
     )
     kernel_error: str | None = None
+    kernel_log_lost: int = Field(default=0, description="kernel log records that came too fast")
 
 
 class Block(Model):

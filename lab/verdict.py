@@ -56,6 +56,7 @@ def _integrity(seen: Observation) -> list[str]:
     found = seen.integrity
     checks = {
         f"bad pages: {found.bad_pages} (first: {found.first_bad})": found.bad_pages,
+        f"damaged pieces of the checker's own table: {found.bad_tables}": found.bad_tables,
         f"only {found.pages_checked_after} of {found.pages_total} pages were checked after the "
         "upgrade": found.pages_checked_after < found.pages_total or not found.pages_total,
         "the guest's clock went back": found.clock_went_back,
@@ -63,6 +64,7 @@ def _integrity(seen: Observation) -> list[str]:
         f"heartbeats that came twice: {found.heartbeats_doubled}": found.heartbeats_doubled,
         f"errors in the guest's kernel log: {found.kernel_errors} "
         f"(last: {found.kernel_error})": found.kernel_errors,
+        f"kernel log records not seen: {found.kernel_log_lost}": found.kernel_log_lost,
     }
     return [text for text, wrong in checks.items() if wrong]
 

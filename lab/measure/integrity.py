@@ -54,14 +54,16 @@ def integrity(report: Report, old: Sequence[Beat], new: Sequence[Beat]) -> Integ
         pages_total=status["pages"],
         pages_dirtied=status["pages_dirtied"],
         bad_pages=status["bad_pages"],
-        first_bad=status.get("first_bad"),
+        first_bad=status["first_bad"],
+        bad_tables=status["bad_table_chunks"],
         clock_went_back=bool(status["clock_went_back"])
         or downtime.went_back(downtime.merge(old, new)),
         heartbeats=numbers.received,
         heartbeats_lost=numbers.lost,
         heartbeats_doubled=numbers.doubled,
         kernel_errors=status["kernel_errors"],
-        kernel_error=status.get("last_kernel_error"),
+        kernel_error=status["last_kernel_error"],
+        kernel_log_lost=status["kernel_log_lost"],
     )
 
 
