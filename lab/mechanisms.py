@@ -211,17 +211,33 @@ class Localhost(Mechanism):
     def blocks(self, info: Mapping[str, Any], ram_bytes: int) -> list[Block]:
         return [localhost_block(block) for block in info.get("localhost", {}).get("blocks", [])]
 
+    def phases(self, info: Mapping[str, Any], new_start_ms: float | None) -> Phases:
+        told = info.get("localhost", {})
+
+        def ms(name: str) -> float | None:
+            return told[name] / 1e3 if name in told else None
+
+        return Phases(
+            new_start=new_start_ms,
+            handshake=ms("handshake-us"),
+            stop=ms("stop-us"),
+            save=ms("device-save-us"),
+            load=ms("device-load-us"),
+            move=ms("push-us"),
+        )
+
 
 def localhost_block(block: Mapping[str, Any]) -> Block:
     """Return one member of query-migrate's ``localhost.blocks`` as the result has it."""
     return Block(
         name=block["name"],
         mechanism=block["mechanism"],
-        used_bytes=block["used-bytes"],
+        used_bytes=block["size"],
         gifted_bytes=block["gifted-bytes"],
         copied_bytes=block["copied-bytes"],
         faulted_bytes=block["faulted-bytes"],
         zero_bytes=block["zero-bytes"],
+        untouched_bytes=block["untouched-bytes"],
     )
 
 

@@ -130,7 +130,8 @@ class Block(Model):
     faulted_bytes: int = Field(
         default=0, description="fetched because the device state touched them"
     )
-    zero_bytes: int = Field(default=0, description="zero or never touched: not sent, not populated")
+    zero_bytes: int = Field(default=0, description="touched, but zero: not sent")
+    untouched_bytes: int = Field(default=0, description="never touched: not sent, not populated")
 
 
 class Phases(Model):
@@ -140,6 +141,7 @@ class Phases(Model):
         default=None, description="start of the new process to its monitor"
     )
     handshake: float | None = None
+    stop: float | None = Field(default=None, description="guest stopped, its disks let go")
     save: float | None = Field(default=None, description="device state saved by the old QEMU")
     load: float | None = Field(default=None, description="device state loaded by the new QEMU")
     move: float | None = Field(default=None, description="first page to last page")

@@ -91,6 +91,7 @@ def _moved(block: Block) -> str:
             ("copied", block.copied_bytes),
             ("faulted", block.faulted_bytes),
             ("zero", block.zero_bytes),
+            ("untouched", block.untouched_bytes),
         )
         if size
     ]

@@ -52,11 +52,12 @@ def test_a_block_keeps_every_counter_apart() -> None:
     block = {
         "name": "pc.ram",
         "mechanism": "gift",
-        "used-bytes": 10,
+        "size": 10,
         "gifted-bytes": 4,
         "copied-bytes": 1,
         "faulted-bytes": 2,
         "zero-bytes": 3,
+        "untouched-bytes": 5,
     }
     found = Copy().blocks({"localhost": {"blocks": [block]}}, 10)
     assert found == [localhost_block(block)]
@@ -65,4 +66,5 @@ def test_a_block_keeps_every_counter_apart() -> None:
         found[0].copied_bytes,
         found[0].faulted_bytes,
         found[0].zero_bytes,
-    ) == (4, 1, 2, 3)
+        found[0].untouched_bytes,
+    ) == (4, 1, 2, 3, 5)
