@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,23 +73,19 @@ def _key(machine: Machine) -> str:
 
 
 def _boot(accel: str, machine: Machine) -> AccelReport:
-    with (
-        tempfile.TemporaryDirectory(prefix="pageflip-") as logs,
-        socket_directory() as sockets,
-        factory(Path(logs), None) as start,
-    ):
-        return _try(accel, machine, start, Path(logs), sockets)
+    with socket_directory() as directory, factory(directory, None) as start:
+        return _try(accel, machine, start, directory)
 
 
-def _try(accel: str, machine: Machine, start: VmFactory, logs: Path, sockets: Path) -> AccelReport:
+def _try(accel: str, machine: Machine, start: VmFactory, directory: Path) -> AccelReport:
     trial = Machine(
         qemu=machine.qemu,
         firmware=machine.firmware,
         kernel=machine.kernel,
         initrd=machine.initrd,
         append=machine.append,
-        sockets=sockets,
-        serial_log=logs / "serial.log",
+        sockets=directory / accel,
+        serial_log=directory / "serial.log",
         accel=accel,
         ram_bytes=_PROBE_RAM,
     )

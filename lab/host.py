@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from lab.errors import PreconditionError
+from lab.layout import abandoned, held
 from lab.model import Host
 
 _CGROUP = Path("/sys/fs/cgroup")
@@ -130,10 +131,12 @@ def memory_group() -> Iterator[MemoryGroup | None]:
     """Make a memory group for the block; None where the user may not or the kernel cannot."""
     version = cgroup_version()
     base = _CGROUP / "memory" if version == "v1" else _CGROUP
-    path = base / f"pageflip-{os.getpid()}-{secrets.token_hex(3)}"
+    path = base / f"pageflip-{secrets.token_hex(6)}"
     try:
         if version == "none":
             raise OSError
+        for stale in abandoned(base, "pageflip-*"):
+            MemoryGroup(stale, version).remove()
         path.mkdir()
     except OSError:
         yield None
@@ -147,6 +150,7 @@ def memory_group() -> Iterator[MemoryGroup | None]:
         yield None
         return
     try:
-        yield group
+        with held(path):
+            yield group
     finally:
         group.remove()

@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import secrets
+import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +18,10 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from lab.errors import CannotTellError
+
+#: What our temporary directories begin with, and how young they are left alone (s).
+_PREFIX = "pageflip-run-"
+_YOUNG_S = 10.0
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 
@@ -115,13 +122,44 @@ def locked(path: Path, waiting: str = "") -> Iterator[None]:
 
 
 @contextmanager
+def held(directory: Path) -> Iterator[None]:
+    """Mark `directory` as in use; the mark goes with the process, however that ends."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def abandoned(base: Path, pattern: str) -> Iterator[Path]:
+    """Yield directories of ours in `base` whose run was killed before it could clean up."""
+    for directory in base.glob(pattern):
+        try:
+            if time.time() - directory.stat().st_mtime < _YOUNG_S:
+                continue  # its run may be about to mark it
+            descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            continue  # gone, or another user's
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield directory
+        except OSError:
+            pass
+        finally:
+            os.close(descriptor)
+
+
+@contextmanager
 def socket_directory() -> Iterator[Path]:
     """A short-named private directory for unix sockets, removed afterwards.
 
-    A socket's path holds at most 107 bytes (unix(7)), which a deep checkout exceeds.
+    A socket's path holds at most 107 bytes (unix(7)), which a deep checkout exceeds.  What a killed
+    run left is removed first.
     """
-    base = os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
-    if not os.access(base, os.W_OK):
-        base = tempfile.gettempdir()
-    with tempfile.TemporaryDirectory(prefix="pageflip-", dir=base) as directory:
+    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
+    base = runtime if runtime and os.access(runtime, os.W_OK) else tempfile.gettempdir()
+    for stale in abandoned(Path(base), f"{_PREFIX}*"):
+        shutil.rmtree(stale, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=_PREFIX, dir=base) as directory, held(Path(directory)):
         yield Path(directory)
