@@ -1,0 +1,351 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""QEMU, built from a verified source and a series; and the verb `build`.
+
+A build is kept under a key of everything that goes into it.  It is made in its own directory, the
+marker ``built.json`` written last: what has no marker is unfinished, and is taken up where it was
+left.  The compiler sees relative paths only, so the same key gives the same bytes anywhere.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from lab import config, fetch, firmware, patches, sources, toolchain
+from lab import run as process
+from lab.config import BuildOptions, Release
+from lab.errors import CannotTellError, ExitCode, UsageError
+from lab.layout import Layout, locked
+from lab.patches import STOCK, Series
+from lab.progress import Tick, note, step
+from lab.sources import Kind, Source
+
+#: Part of the key: raised when the same ingredients are built in another way than before.
+_RECIPE = 1
+#: Unpacked source, objects and binaries of one build, and some room (bytes).
+_NEEDED_BYTES = 1 << 30
+_NINJA_LINE = re.compile(r"^\[(\d+)/(\d+)\]")
+_TELLING = re.compile(
+    r"\b(?:fatal )?error\b:|undefined reference|^FAILED: |^ERROR: |No space left on device"
+    r"|internal compiler error|Killed signal",
+)
+_SHOWN_LINES = 12
+_MARKER = "built.json"
+
+
+@dataclass(frozen=True)
+class Built:
+    """A finished build.  ``sha256`` is the emulator's; ``source`` says what it was made from."""
+
+    qemu: Path
+    qemu_img: Path
+    release: str
+    version: str
+    series: str
+    key: str
+    sha256: str
+    qemu_img_sha256: str
+    source: dict[str, object]
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    """Everything that goes into one build, and where it is made."""
+
+    layout: Layout
+    release: Release
+    source: Source
+    series: Series
+    options: BuildOptions
+    tools: toolchain.Toolchain
+
+    @property
+    def configure(self) -> tuple[str, ...]:
+        # Debian's tarballs hold the subprojects; upstream's git has meson fetch them, by commit.
+        extra = ("--disable-download",) if self.source.kind is Kind.DEBIAN else ()
+        return ("--prefix=/usr", *self.options.configure, *self.release.configure, *extra)
+
+    @property
+    def key(self) -> str:
+        parts = [
+            str(_RECIPE),
+            self.source.key,
+            self.series.digest,
+            *self.configure,
+            *self.options.targets,
+            *self.tools.identity,
+        ]
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+    @property
+    def title(self) -> str:
+        return f"QEMU {self.release.version} ({self.series_title})"
+
+    @property
+    def series_title(self) -> str:
+        number = len(self.series.patches)
+        return f"{number} patches" if number else "stock"
+
+    @property
+    def directory(self) -> Path:
+        name = f"{self.release.version}-{self.series.name}-{self.key[:16]}"
+        return self.layout.builds / name
+
+    @property
+    def log(self) -> Path:
+        return self.directory / "build.log"
+
+
+def by_name(layout: Layout, name: str) -> Built:
+    """Build, or find built, what `name` says: old, new, 10.0, 10.2.2, or stock:NAME.
+
+    Raises UsageError for a release that is not known, CannotTellError when it cannot be built.
+    """
+    releases = config.load(layout.patches / "releases.toml")
+    release = releases.get(name.removeprefix("stock:"))
+    stock = name.startswith("stock:")
+    series = STOCK if stock else patches.load(layout.patches / release.name)
+    source = sources.resolve(layout, release, releases.upstream.releases)
+    return build(layout, release, source, series, releases.build)
+
+
+def build(
+    layout: Layout, release: Release, source: Source, series: Series, options: BuildOptions
+) -> Built:
+    """Return the build of `source` with `series`, made if it is not there yet.
+
+    Raises CannotTellError without a compiler or disk, or when QEMU does not compile; the message
+    has the compiler's own words and the log's place.
+    """
+    recipe = _Recipe(layout, release, source, series, options, toolchain.find())
+    if built := _read(recipe.directory):
+        return built
+    with locked(recipe.directory, f"waiting for another run that is building {recipe.title}"):
+        if built := _read(recipe.directory):
+            return built
+        try:
+            _make(recipe)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            raise _disk_full(layout) from error
+    built = _read(recipe.directory)
+    if built is None:
+        raise CannotTellError(f"{recipe.directory} was changed by somebody else", "build it again")
+    return built
+
+
+def existing(layout: Layout) -> list[Built]:
+    """Return every finished build there is, the latest last."""
+    markers = sorted(layout.builds.glob(f"*/{_MARKER}"), key=lambda path: path.stat().st_mtime)
+    return [built for marker in markers if (built := _read(marker.parent))]
+
+
+def _read(directory: Path) -> Built | None:
+    """Return the build in `directory` if it is complete, its binaries of the size they had."""
+    try:
+        kept = json.loads((directory / _MARKER).read_text(encoding="utf-8"))
+        sizes = kept.pop("sizes")
+        found = {name: (directory / name).stat().st_size for name in sizes}
+        paths = {name: directory / kept.pop(name) for name in ("qemu", "qemu_img")}
+        return Built(**paths, **kept) if found == sizes else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _disk_full(layout: Layout) -> CannotTellError:
+    return CannotTellError(
+        f"the disk that holds {layout.cache} is full",
+        hint=f"a build needs about {_NEEDED_BYTES >> 20} MiB: make room, or set XDG_CACHE_HOME to "
+        "a directory on another disk",
+    )
+
+
+def _make(recipe: _Recipe) -> None:
+    """Unpack, patch, configure, compile, keep: each step begins where the last run ended."""
+    recipe.directory.mkdir(parents=True, exist_ok=True)
+    if shutil.disk_usage(recipe.directory).free < _NEEDED_BYTES:
+        raise _disk_full(recipe.layout)
+    tree, objects = recipe.directory / "src", recipe.directory / "obj"
+    if not tree.is_dir():
+        for line in patches.patched_tree(recipe.source, recipe.series, tree):
+            note(line)
+    if recipe.source.kind is not Kind.DEBIAN:
+        firmware.keep_upstream(recipe.layout, tree)
+    if not (objects / "configured").is_file():
+        _configure(recipe, objects)
+    _compile(recipe, objects)
+    _keep(recipe, objects)
+    # The key has no use for these any more, and they are twenty times the size of what it keeps.
+    shutil.rmtree(objects, ignore_errors=True)
+    shutil.rmtree(tree, ignore_errors=True)
+
+
+def _environment(recipe: _Recipe) -> dict[str, str]:
+    """Return what the build sees: nothing of the user's that would change the result."""
+    tools = Path(sys.executable).parent
+    return {
+        "PATH": f"{tools}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
+        "LC_ALL": "C",
+        "CFLAGS": "",
+        "CPPFLAGS": "",
+        "LDFLAGS": "",
+        "SOURCE_DATE_EPOCH": "1",
+        "CCACHE_DIR": str(recipe.layout.ccache),
+        "CCACHE_BASEDIR": str(recipe.directory),
+        "CCACHE_NOHASHDIR": "1",
+        "CCACHE_COMPILERCHECK": "content",
+    }
+
+
+def _configure(recipe: _Recipe, objects: Path) -> None:
+    if objects.exists():
+        shutil.rmtree(objects)
+    objects.mkdir()
+    with step(f"configuring {recipe.title}"):
+        _run(
+            recipe,
+            [
+                "sh",
+                "../src/configure",
+                f"--python={sys.executable}",
+                f"--cc={recipe.tools.command}",
+                *recipe.configure,
+            ],
+            objects,
+            "configure",
+        )
+    (objects / "configured").touch()
+
+
+def _compile(recipe: _Recipe, objects: Path) -> None:
+    ninja = shutil.which("ninja", path=_environment(recipe)["PATH"])
+    if ninja is None:
+        raise CannotTellError("ninja is not there", hint="run ./pageflip, which installs it")
+    jobs = len(os.sched_getaffinity(0))
+    with step(f"compiling {recipe.title}") as tick:
+        argv = [ninja, f"-j{jobs}", *recipe.options.targets]
+        _run(recipe, argv, objects, "compile", on_line=_progress(tick))
+
+
+def _progress(tick: Tick) -> Callable[[str], None]:
+    def on_line(line: str) -> None:
+        if match := _NINJA_LINE.match(line):
+            tick(int(match[1]), int(match[2]))
+
+    return on_line
+
+
+def _run(
+    recipe: _Recipe,
+    argv: process.Argv,
+    cwd: Path,
+    what: str,
+    on_line: Callable[[str], None] | None = None,
+) -> None:
+    try:
+        process.run(argv, cwd=cwd, env=_environment(recipe), log=recipe.log, on_line=on_line)
+    except process.CommandError as error:
+        if "No space left on device" in error.output:
+            raise _disk_full(recipe.layout) from error
+        raise CannotTellError(
+            f"{recipe.title} does not {what}:\n{telling(error.output) or error}\n"
+            f"    (all of it: {recipe.log})",
+            hint="a package missing? ./pageflip doctor; a patch? the file and line are above",
+        ) from error
+
+
+def telling(output: str) -> str:
+    """Return the lines that say why a build failed, out of all that it printed."""
+    lines = output.splitlines()
+    found = [line for line in lines if _TELLING.search(line)] or lines
+    return "\n".join(f"    {line}" for line in found[:_SHOWN_LINES])
+
+
+def _keep(recipe: _Recipe, objects: Path) -> None:
+    """Move the binaries to where they stay, and write the marker."""
+    names = {"qemu": "qemu-system-x86_64", "qemu_img": "qemu-img"}
+    for name in names.values():
+        (objects / name).replace(recipe.directory / name)
+    said = process.run([recipe.directory / names["qemu"], "--version"], check=False).stdout
+    if recipe.release.version not in said:
+        raise CannotTellError(
+            f"{recipe.title} was built, but says of itself: {said.strip() or 'nothing'}",
+            hint=f"see {recipe.log}",
+        )
+    hashes = {key: fetch.sha256_of(recipe.directory / name) for key, name in names.items()}
+    kept = {
+        **names,
+        "release": recipe.release.name,
+        "version": recipe.release.version,
+        "series": recipe.series.name,
+        "key": recipe.key,
+        "sha256": hashes["qemu"],
+        "qemu_img_sha256": hashes["qemu_img"],
+        "source": recipe.source.record(),
+        "sizes": {name: (recipe.directory / name).stat().st_size for name in names.values()},
+    }
+    part = recipe.directory / f"{_MARKER}.part"
+    part.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
+    part.replace(recipe.directory / _MARKER)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's arguments."""
+    parser.add_argument(
+        "what",
+        nargs="*",
+        metavar="WHAT",
+        default=["all"],
+        help="old, new, guests, all (the default), a release (10.0), or stock:RELEASE",
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help="also put links to what was built there"
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Carry out the verb: build, and print where it is."""
+    layout = Layout.default()
+    wanted = []
+    for what in options.what:
+        wanted += ["old", "new", "guests"] if what == "all" else [what]
+    for what in dict.fromkeys(wanted):
+        record = _guests(layout) if what == "guests" else asdict(by_name(layout, what))
+        _show(what, record, options.output)
+    return ExitCode.PASS
+
+
+def _guests(layout: Layout) -> dict[str, object]:
+    from lab import guest  # noqa: PLC0415 -- building QEMU must not need the guests
+
+    return vars(guest.build("tiny", layout))
+
+
+def _show(what: str, record: dict[str, object], output: Path | None) -> None:
+    """Print the paths, and link to them from `output`, with the record beside."""
+    paths = {name: path for name, path in record.items() if isinstance(path, Path)}
+    for name, path in paths.items():
+        sys.stdout.write(f"{what} {name} {path}\n")
+    if output is None:
+        return
+    name = what if what == "guests" else f"qemu-{what}"
+    try:
+        (output / name).mkdir(parents=True, exist_ok=True)
+        for path in paths.values():
+            link = output / name / path.name
+            link.unlink(missing_ok=True)
+            link.symlink_to(path)
+        text = json.dumps(record, indent=2, default=str) + "\n"
+        (output / f"{name}.json").write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"cannot write to {output}: {error.strerror}", "name another") from error
