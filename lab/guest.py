@@ -81,8 +81,12 @@ class _Recipe:
 
     def ingredients(self) -> dict[str, Any]:
         """Return all that decides what the image will be: its key is the hash of this."""
-        ours = [path for part in ("agent", self.name) for path in (self.guests / part).rglob("*")
-                if path.is_file()]
+        ours = [
+            path
+            for part in ("agent", self.name)
+            for path in (self.guests / part).rglob("*")
+            if path.is_file()
+        ]
         return {
             "format": _FORMAT,
             "guest": self.guest.model_dump(),
@@ -100,8 +104,9 @@ def load_guests(layout: Layout) -> dict[str, Guest]:
     return load_toml(layout.guests / "guests.toml", _Guests).root
 
 
-def build(name: str, layout: Layout, progress: Callable[[str], None] = note, *,
-          fetch: Fetch | None = None) -> GuestImage:
+def build(
+    name: str, layout: Layout, progress: Callable[[str], None] = note, *, fetch: Fetch | None = None
+) -> GuestImage:
     """Return the image of guest `name`, made now unless the cache has it."""
     recipe = _recipe(name, layout, fetch or debian.fetch_packages)
     ingredients = recipe.ingredients()
@@ -122,18 +127,25 @@ def compile_agent(source: Path, target: Path, *, extra: Iterable[str] = ()) -> N
     """Link the in-guest agent statically from the directory `source` into the file `target`."""
     sources = sorted(path.name for path in source.glob("*.c"))
     # Relative names: no path of this machine gets into the file.
-    run(["cc", *CFLAGS, *WARNINGS, *extra, *sources, "-ljansson", "-o", target], cwd=source,
-        hint="the agent needs the packages gcc, libc6-dev and libjansson-dev")
+    run(
+        ["cc", *CFLAGS, *WARNINGS, *extra, *sources, "-ljansson", "-o", target],
+        cwd=source,
+        hint="the agent needs the packages gcc, libc6-dev and libjansson-dev",
+    )
 
 
 def static_libraries() -> dict[str, Path]:
     """Return the static libraries that the agent is linked with, by name."""
-    found = {name: Path(run(["cc", f"-print-file-name={name}"]).stdout.strip())
-             for name in _STATIC_LIBRARIES}
+    found = {
+        name: Path(run(["cc", f"-print-file-name={name}"]).stdout.strip())
+        for name in _STATIC_LIBRARIES
+    }
     for name, path in found.items():
         if not path.is_absolute():
-            raise CannotTellError(f"the compiler finds no {name}",
-                                  hint="install the packages libc6-dev and libjansson-dev")
+            raise CannotTellError(
+                f"the compiler finds no {name}",
+                hint="install the packages libc6-dev and libjansson-dev",
+            )
     return found
 
 
@@ -172,8 +184,11 @@ def _make(place: Path, recipe: _Recipe, ingredients: Mapping[str, Any]) -> None:
         shutil.copyfile(_only(unpacked.glob("boot/vmlinuz-*"), "kernel"), out / "kernel")
         record = {
             "ingredients": ingredients,
-            "sha256s": {"kernel": _sha256(out / "kernel"), "initrd": _sha256(out / "initrd"),
-                        "agent": _sha256(root / "bin" / "agent")},
+            "sha256s": {
+                "kernel": _sha256(out / "kernel"),
+                "initrd": _sha256(out / "initrd"),
+                "agent": _sha256(root / "bin" / "agent"),
+            },
         }
         (out / _RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         out.rename(place)
@@ -189,8 +204,15 @@ def _cached(place: Path, recipe: _Recipe) -> GuestImage | None:
             return None
     except (OSError, ValueError, KeyError):
         return None
-    return GuestImage(recipe.name, place / "kernel", place / "initrd", recipe.guest.append,
-                      packages, place.name, sha256s)
+    return GuestImage(
+        recipe.name,
+        place / "kernel",
+        place / "initrd",
+        recipe.guest.append,
+        packages,
+        place.name,
+        sha256s,
+    )
 
 
 def _put_files(unpacked: Path, root: Path, files: Mapping[str, str]) -> None:
@@ -208,10 +230,15 @@ def _put_modules(unpacked: Path, root: Path, wanted: Iterable[str]) -> None:
     Uncompressed, for insmod.  A kernel package has no modules.dep, which is made when it is
     installed: the dependencies are read from the modules themselves.
     """
-    tree = _only(unpacked.glob("usr/lib/modules/*"), "directory of kernel modules",
-                 unpacked.glob("lib/modules/*"))
-    builtin = {_module_name(line) for line in
-               (tree / "modules.builtin").read_text(encoding="utf-8").split()}
+    tree = _only(
+        unpacked.glob("usr/lib/modules/*"),
+        "directory of kernel modules",
+        unpacked.glob("lib/modules/*"),
+    )
+    builtin = {
+        _module_name(line)
+        for line in (tree / "modules.builtin").read_text(encoding="utf-8").split()
+    }
     available = {_module_name(path.name): path for path in tree.rglob("*.ko*")}
     order: list[str] = []
 
@@ -228,8 +255,9 @@ def _put_modules(unpacked: Path, root: Path, wanted: Iterable[str]) -> None:
 
     for module in wanted:
         add(module)
-    (root / "modules" / "list").write_text("".join(f"{module}.ko\n" for module in order),
-                                           encoding="ascii")
+    (root / "modules" / "list").write_text(
+        "".join(f"{module}.ko\n" for module in order), encoding="ascii"
+    )
 
 
 def _module_name(path: str) -> str:
@@ -249,8 +277,9 @@ def _module_content(path: Path) -> bytes:
 def _module_depends(content: bytes) -> list[str]:
     """Return what a module needs, from the NUL-separated key=value strings of its .modinfo."""
     found = re.search(rb"\0depends=([^\0]*)\0", content)
-    return [_module_name(name) for name in found.group(1).decode().split(",") if name] \
-        if found else []
+    return (
+        [_module_name(name) for name in found.group(1).decode().split(",") if name] if found else []
+    )
 
 
 def _pack(root: Path, initrd: Path) -> None:
@@ -264,16 +293,30 @@ def _pack(root: Path, initrd: Path) -> None:
         executable = path.is_dir() or name == "init" or name.startswith("bin/")
         path.chmod(0o755 if executable else 0o644)
         os.utime(path, (0, 0))
-    run(["cpio", "--create", "--null", "--format=newc", "--reproducible", "--owner=+0:+0",
-         "--quiet", "-O", initrd], cwd=root, stdin="\0".join(names) + "\0",
-        hint="install the package cpio")
+    run(
+        [
+            "cpio",
+            "--create",
+            "--null",
+            "--format=newc",
+            "--reproducible",
+            "--owner=+0:+0",
+            "--quiet",
+            "-O",
+            initrd,
+        ],
+        cwd=root,
+        stdin="\0".join(names) + "\0",
+        hint="install the package cpio",
+    )
 
 
 def _only(paths: Iterable[Path], what: str, otherwise: Iterable[Path] = ()) -> Path:
     found = list(paths) or list(otherwise)
     if len(found) != 1:
-        raise CannotTellError(f"the guest's packages have {len(found)} of what should be one: "
-                              f"{what}")
+        raise CannotTellError(
+            f"the guest's packages have {len(found)} of what should be one: {what}"
+        )
     return found[0]
 
 

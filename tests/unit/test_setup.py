@@ -1,0 +1,282 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The set-up script, in a world of stubs: no package is installed and no network asked."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from lab.layout import CHECKOUT
+
+_TOOLS = ("cat", "cp", "env", "flock", "grep", "ls", "mkdir", "readlink", "rm", "sed", "sh")
+_TOOLS += ("sha256sum", "sleep", "touch")
+# Stands for every python: makes an environment whose python is itself, and tells what it was asked.
+_PYTHON = r"""#!/bin/sh
+echo "python $*" >>"$STUB_LOG"
+case "$1 $2" in
+    "-c "*) exit "${STUB_OLD_PYTHON:-0}" ;;
+    "-m venv") mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
+    "-m pip")
+        [ -z "${STUB_PIP_FAILS:-}" ] || exit 1
+        [ -z "${STUB_PIP_SLOW:-}" ] || sleep 0.5
+        [ -z "${STUB_PIP_KILLED:-}" ] || kill -9 $PPID ;;
+    "-P -m") shift 3; echo "lab:" "$@"; exit "${STUB_STATUS:-0}" ;;
+esac
+"""
+_DPKG_QUERY = r"""#!/bin/sh
+echo "dpkg-query" >>"$STUB_LOG"
+for word; do
+    case $word in
+        -*|*'$'*) continue ;;
+        ${STUB_MISSING:-none}) continue ;;
+        ${STUB_REMOVED:-none}) echo "rc  $word" ;;
+        *) echo "ii  $word" ;;
+    esac
+done
+[ -z "${STUB_MISSING:-}" ]
+"""
+_APT_GET = '#!/bin/sh\necho "apt-get $*" >>"$STUB_LOG"\nexit "${STUB_APT_STATUS:-0}"\n'
+_SUDO = r"""#!/bin/sh
+echo "sudo" >>"$STUB_LOG"
+[ -z "${STUB_SUDO_FAILS:-}" ] || exit 1
+[ "$1" != -p ] || shift 2
+exec "$@"
+"""
+
+
+@dataclass
+class World:
+    checkout: Path
+    bin: Path
+    log: Path
+
+    def stub(self, name: str, text: str) -> None:
+        (self.bin / name).unlink(missing_ok=True)
+        (self.bin / name).write_text(text)
+        (self.bin / name).chmod(0o755)
+
+    def environment(self, **extra: str) -> dict[str, str]:
+        return {"PATH": str(self.bin), "STUB_LOG": str(self.log), "HOME": "/nowhere", **extra}
+
+    def start(
+        self, *words: str, script: str | Path = "", cwd: Path | None = None, **extra: str
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [script or self.checkout / "pageflip", *words],
+            env=self.environment(**extra),
+            cwd=cwd,
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+
+    def did(self, what: str) -> list[str]:
+        lines = self.log.read_text().splitlines() if self.log.exists() else []
+        return [line for line in lines if line.startswith(what)]
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    checkout, bin_ = tmp_path / "a checkout", tmp_path / "bin"
+    checkout.mkdir()
+    bin_.mkdir()
+    for name in ("pageflip", "packages.txt", "pyproject.toml"):
+        shutil.copy2(CHECKOUT / name, checkout / name)
+    for tool in _TOOLS:
+        found = shutil.which(tool)
+        assert found, tool
+        (bin_ / tool).symlink_to(found)
+    # The one program that is called by its path.
+    script = (checkout / "pageflip").read_text().replace("/usr/bin/python3", f"{bin_}/python3")
+    (checkout / "pageflip").write_text(script)
+    world = World(checkout, bin_, tmp_path / "log")
+    world.stub("python3", _PYTHON)
+    world.stub("dpkg-query", _DPKG_QUERY)
+    world.stub("apt-get", _APT_GET)
+    world.stub("id", "#!/bin/sh\necho 1000\n")
+    return world
+
+
+def test_the_first_start_sets_up_and_the_second_only_hands_over(world: World) -> None:
+    first = world.start("upgrade", "--json", "a b")
+    assert (first.returncode, first.stdout) == (0, "lab: upgrade --json a b\n"), first.stderr
+    assert "the set-up is complete" in first.stderr
+    assert len(world.did("python -m venv")) == 1
+    assert world.did("python -m pip")[0].endswith(f"--editable {world.checkout}[dev]")
+    world.log.unlink()
+    second = world.start("doctor")
+    assert (second.stdout, second.stderr) == ("lab: doctor\n", "")
+    assert world.log.read_text() == "python -P -m lab doctor\n"
+
+
+def test_a_second_start_adds_next_to_nothing(world: World) -> None:
+    world.start()
+    times = []
+    for _ in range(5):
+        start = time.monotonic()
+        world.start()
+        times.append(time.monotonic() - start)
+    assert min(times) < 0.1  # 10 ms or so; the python here is a stub
+
+
+def test_the_exit_status_is_the_labs(world: World) -> None:
+    assert world.start(STUB_STATUS="1").returncode == 1
+
+
+def test_from_anywhere_and_through_links(world: World, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(world.checkout / "pageflip")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "again").symlink_to("../link")
+    for script in (tmp_path / "link", "elsewhere/again", "./link"):
+        done = world.start("x", script=script, cwd=tmp_path)
+        assert done.stdout == "lab: x\n", done.stderr
+    assert world.start("x", script="./pageflip", cwd=world.checkout).stdout == "lab: x\n"
+    assert len(world.did("python -m venv")) == 1
+
+
+def test_without_sudo_the_administrators_command_is_told(world: World) -> None:
+    done = world.start(STUB_MISSING="libaio-dev")
+    assert (done.returncode, done.stdout) == (3, "")
+    assert "there is no sudo" in done.stderr
+    assert "    apt-get install libaio-dev\n" in done.stderr
+    assert world.did("apt-get") == []
+    assert not (world.checkout / ".venv").exists()
+
+
+def test_sudo_is_asked_once_and_the_packages_are_named(world: World) -> None:
+    world.stub("sudo", _SUDO)
+    done = world.start("x", STUB_MISSING="lib[as]*-dev")
+    assert done.stdout == "lab: x\n", done.stderr
+    assert world.did("sudo") == ["sudo"]
+    assert "sudo is asked for once to install them: libslirp-dev libaio-dev\n" in done.stderr
+    assert "libslirp-dev libaio-dev" in world.did("apt-get install")[0]
+
+
+def test_sudo_that_is_refused_ends_it(world: World) -> None:
+    world.stub("sudo", _SUDO)
+    done = world.start(STUB_MISSING="gcc", STUB_SUDO_FAILS="1")
+    assert done.returncode == 3
+    assert "    apt-get install gcc\n" in done.stderr
+    assert not (world.checkout / ".venv").exists()
+
+
+def test_root_needs_no_sudo(world: World) -> None:
+    world.stub("id", "#!/bin/sh\necho 0\n")
+    done = world.start("x", STUB_MISSING="gcc")
+    assert done.stdout == "lab: x\n", done.stderr
+    assert world.did("sudo") == []
+    assert any(line.endswith(" gcc") for line in world.did("apt-get install"))
+
+
+def test_a_package_that_was_removed_is_missing(world: World) -> None:
+    done = world.start(STUB_REMOVED="ccache")
+    assert done.returncode == 3
+    assert "    apt-get install ccache\n" in done.stderr
+
+
+def test_apt_can_be_left_out(world: World) -> None:
+    done = world.start("x", STUB_MISSING="gcc", PAGEFLIP_NO_APT="1")
+    assert done.stdout == "lab: x\n"
+    assert world.did("dpkg-query") == []
+    # The packages have not been looked at yet: that is made up for.
+    assert world.start("x", STUB_MISSING="gcc").returncode == 3
+
+
+def test_elsewhere_than_debian_the_programs_are_looked_for(world: World) -> None:
+    for name in ("apt-get", "dpkg-query"):
+        (world.bin / name).unlink()
+    done = world.start("x")
+    assert done.returncode == 3
+    assert "has no apt" in done.stderr
+    assert "    ccache: makes a second build quick" in done.stderr
+    assert "    libaio.h: " in done.stderr
+    for name in ("make", "git", "ccache", "patch", "perl", "cpio", "xz", "gpgv", "setpriv"):
+        world.stub(name, "#!/bin/sh\n")
+    for name in ("gcc", "pkg-config", "shellcheck"):
+        world.stub(name, "#!/bin/sh\nexit 0\n")
+    assert world.start("x").stdout == "lab: x\n"
+
+
+def test_an_old_python_is_refused(world: World) -> None:
+    done = world.start(STUB_OLD_PYTHON="1")
+    assert done.returncode == 3
+    assert "no Python of 3.11" in done.stderr
+    assert not (world.checkout / ".venv").exists()
+
+
+def test_pip_that_fails_leaves_nothing_half_done(world: World) -> None:
+    done = world.start(STUB_PIP_FAILS="1")
+    assert done.returncode == 3
+    assert "pip says why above" in done.stderr
+    assert not (world.checkout / ".venv").exists()
+    assert world.start("x").stdout == "lab: x\n"
+
+
+def test_a_set_up_that_was_killed_is_done_again(world: World) -> None:
+    assert world.start(STUB_PIP_KILLED="1", PAGEFLIP_NO_APT="1").returncode != 0
+    (world.checkout / ".venv" / "half").touch()
+    world.log.unlink()
+    assert world.start("x", PAGEFLIP_NO_APT="1").stdout == "lab: x\n"
+    assert len(world.did("python -m venv")) == 1
+    assert not (world.checkout / ".venv" / "half").exists()
+
+
+def test_new_dependencies_are_added(world: World) -> None:
+    world.start()
+    world.log.unlink()
+    with (world.checkout / "pyproject.toml").open("a") as file:
+        file.write("# another\n")
+    assert world.start("x").stdout == "lab: x\n"
+    assert len(world.did("python -m pip")) == 1
+    assert world.did("python -m venv") == []
+
+
+def test_a_checkout_that_was_moved_is_set_up_again(world: World, tmp_path: Path) -> None:
+    world.start()
+    world.checkout.rename(tmp_path / "moved")
+    world.checkout = tmp_path / "moved"
+    world.log.unlink()
+    assert world.start("x").stdout == "lab: x\n"
+    assert len(world.did("python -m venv")) == 1
+
+
+def test_two_at_once_set_up_once(world: World) -> None:
+    both = [
+        subprocess.Popen(
+            [world.checkout / "pageflip", "x"],
+            env=world.environment(STUB_PIP_SLOW="1"),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(3)
+    ]
+    said = [one.communicate(timeout=30) for one in both]
+    assert [out for out, _ in said] == ["lab: x\n"] * 3
+    assert len(world.did("python -m pip")) == 1
+    assert any("waiting for another set-up" in err for _, err in said)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_checkout_that_is_somebody_elses(world: World) -> None:
+    world.checkout.chmod(0o555)
+    done = world.start()
+    world.checkout.chmod(0o755)
+    assert done.returncode == 3
+    assert "cannot be written to" in done.stderr
+
+
+def test_shellcheck_has_nothing_to_say() -> None:
+    if not shutil.which("shellcheck"):
+        pytest.skip("shellcheck is not here")
+    done = subprocess.run(
+        ["shellcheck", CHECKOUT / "pageflip"], capture_output=True, text=True, check=False
+    )
+    assert done.stdout == ""
