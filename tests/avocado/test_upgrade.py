@@ -12,6 +12,7 @@ from pathlib import Path
 import avocado
 
 from lab import options, pipeline
+from lab.deadline import Deadline
 from lab.errors import PreconditionError
 from lab.layout import Layout
 from lab.model import Limits, Outcome, Result, VerdictKind
@@ -103,6 +104,21 @@ class Upgrade(avocado.Test):
         self.assertEqual(result.verdict, VerdictKind.FAIL)
         self.assertEqual(len(result.reasons), 1, result.reasons)
         self.assertIn("memory peaked at", result.reasons[0])
+
+    def test_corruption_is_caught(self) -> None:
+        """Pages damaged on purpose, each in another way, must be found and counted."""
+
+        def damage(old: Vm, _new: Vm) -> None:
+            for page, mode in enumerate(("flip", "zero", "stale")):
+                old.control.call(
+                    "corrupt", Deadline.after(30, "corrupt a page"), page=1000 + page, mode=mode
+                )
+
+        result = self.upgrade("precopy", 2.3, damage)  # slow enough to be caught in the act
+        self.assertEqual(result.verdict, VerdictKind.FAIL)
+        self.assertEqual(result.integrity.bad_pages, 3)
+        self.assertEqual(len(result.reasons), 1, result.reasons)
+        self.assertIn("bad pages: 3", result.reasons[0])
 
     def test_new_qemu_killed(self) -> None:
         """The new QEMU dies at once: the guest goes on under the old one, whole."""

@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from lab import build, fetch, patches
 from lab.build import Built
 from lab.errors import CannotTellError
+from lab.gnupatch import PatchError
 from lab.layout import CHECKOUT, Layout
 from lab.patches import STOCK, Series
 from lab.sources import Kind, Source
@@ -109,6 +110,17 @@ def test_a_series_is_another_build(make: Make, done: Path, tmp_path: Path) -> No
     assert stock.key != ours.key
     assert stock.sha256 != ours.sha256
     assert _done(done).count("configure") == 2
+
+
+def test_a_patch_that_does_not_apply_leaves_nothing(
+    make: Make, done: Path, layout: Layout, tmp_path: Path
+) -> None:
+    text = fake_source.mail("x", "", fake_source.change_text(20).replace("-20", "-twenty"))
+    series = patches.load(fake_source.write_series(tmp_path / "9.9", {"0001-x.patch": text}))
+    with pytest.raises(PatchError, match=r"0001-x\.patch(.|\n)*docs/text: hunk #1"):
+        make(series)
+    assert _done(done) == []
+    assert [path.name for path in layout.builds.iterdir() if path.suffix != ".lock"] == []
 
 
 def test_the_key_has_all_that_goes_in(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -120,10 +120,13 @@ def test_what_is_spawned_ends_with_the_block_and_its_children_too(
     _wait_until(lambda: not _runs(pid))
 
 
-def test_a_stopped_child_is_ended(tmp_path: Path) -> None:
-    with process.spawned(["sleep", "600"]) as child:
+def test_a_stopped_child_may_still_end_in_its_own_way(tmp_path: Path) -> None:
+    ready = tmp_path / "ready"
+    script = f"trap 'exit 7' TERM; : >{shlex.quote(str(ready))}; while :; do sleep 0.01; done"
+    with process.spawned(["sh", "-c", script]) as child:
+        _wait_until(ready.exists)
         os.kill(child.pid, signal.SIGSTOP)
-    assert child.returncode == -signal.SIGTERM
+    assert child.returncode == 7
 
 
 def test_a_child_dies_with_a_lab_that_is_killed(tmp_path: Path) -> None:

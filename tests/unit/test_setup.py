@@ -15,7 +15,7 @@ import pytest
 from lab.layout import CHECKOUT
 
 _TOOLS = ("cat", "cp", "env", "flock", "grep", "ls", "mkdir", "readlink", "rm", "sed", "sh")
-_TOOLS += ("sha256sum", "sleep", "touch")
+_TOOLS += ("sha256sum", "sleep", "tail", "touch")
 # Stands for every python: makes an environment whose python is itself, and tells what it was asked.
 _PYTHON = r"""#!/bin/sh
 echo "python $*" >>"$STUB_LOG"
@@ -23,9 +23,9 @@ case "$1 $2" in
     "-c "*) exit "${STUB_OLD_PYTHON:-0}" ;;
     "-m venv") mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
     "-m pip")
-        [ -z "${STUB_PIP_FAILS:-}" ] || exit 1
+        [ -z "${STUB_PIP_FAILS:-}" ] || { echo "ERROR: pip's own words"; exit 1; }
         [ -z "${STUB_PIP_SLOW:-}" ] || sleep 0.5
-        [ -z "${STUB_PIP_KILLED:-}" ] || kill -9 $PPID ;;
+        [ -z "${STUB_PIP_KILLED:-}" ] || kill -9 0 ;;
     "-P -m") shift 3; echo "lab:" "$@"; exit "${STUB_STATUS:-0}" ;;
 esac
 """
@@ -75,6 +75,7 @@ class World:
             text=True,
             timeout=30,
             check=False,
+            start_new_session=True,
         )
 
     def did(self, what: str) -> list[str]:
@@ -214,6 +215,7 @@ def test_an_old_python_is_refused(world: World) -> None:
 def test_pip_that_fails_leaves_nothing_half_done(world: World) -> None:
     done = world.start(STUB_PIP_FAILS="1")
     assert done.returncode == 3
+    assert "ERROR: pip's own words" in done.stderr
     assert "pip says why above" in done.stderr
     assert not (world.checkout / ".venv").exists()
     assert world.start("x").stdout == "lab: x\n"
