@@ -104,6 +104,14 @@ def load_guests(layout: Layout) -> dict[str, Guest]:
     return load_toml(layout.guests / "guests.toml", _Guests).root
 
 
+def named(layout: Layout, name: str) -> Guest:
+    """Return a guest of guests.toml; raise UsageError when there is none of that name."""
+    guests = load_guests(layout)
+    if name not in guests:
+        raise UsageError(f"there is no guest {name!r}", hint=f"one of: {', '.join(sorted(guests))}")
+    return guests[name]
+
+
 def build(
     name: str, layout: Layout, progress: Callable[[str], None] = note, *, fetch: Fetch | None = None
 ) -> GuestImage:
@@ -151,10 +159,7 @@ def static_libraries() -> dict[str, Path]:
 
 def _recipe(name: str, layout: Layout, fetch: Fetch) -> _Recipe:
     """Return the recipe of a guest, the kernel's metapackage replaced by the kernel itself."""
-    guests = load_guests(layout)
-    if name not in guests:
-        raise UsageError(f"there is no guest {name}", hint=f"guests: {', '.join(sorted(guests))}")
-    guest = guests[name]
+    guest = named(layout, name)
     debs = dict(fetch(layout, guest.suite, [guest.kernel, *guest.packages]))
     depends = _field(debs[guest.kernel], "Depends")
     if real := re.search(r"\blinux-image-\d[\w.+~-]*", depends):

@@ -266,17 +266,25 @@ MECHANISMS: tuple[Mechanism, ...] = (
 )
 
 
+def named(name: str) -> Mechanism | None:
+    """Return the mechanism of that name, None for ``auto``; raise UsageError for an unknown one."""
+    if name == "auto":
+        return None
+    for mechanism in MECHANISMS:
+        if mechanism.name == name:
+            return mechanism
+    known = ", ".join(mechanism.name for mechanism in MECHANISMS)
+    raise UsageError(f"there is no mechanism {name!r}", hint=f"one of: auto, {known}")
+
+
 def choose(name: str, old: Binary, new: Binary) -> Mechanism:
     """Return the mechanism of that name, or for ``auto`` the best that this pair has.
 
-    Raises UsageError for an unknown name and CannotTellError when the pair lacks it.
+    Raises UsageError for an unknown name and PreconditionError when the pair lacks it.
     """
-    if name == "auto":
+    mechanism = named(name)
+    if mechanism is None:
         return next(m for m in MECHANISMS if not m.missing(old, new))
-    for mechanism in MECHANISMS:
-        if mechanism.name == name:
-            if lacking := mechanism.missing(old, new):
-                raise PreconditionError(f"mechanism {name} is not possible: {lacking}")
-            return mechanism
-    known = ", ".join(m.name for m in MECHANISMS)
-    raise UsageError(f"there is no mechanism {name!r}", hint=f"one of: auto, {known}")
+    if lacking := mechanism.missing(old, new):
+        raise PreconditionError(f"mechanism {name} is not possible: {lacking}")
+    return mechanism

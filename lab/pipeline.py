@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import sys
 import time
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lab import accel, binary, build, cmdline, firmware, guest, host, mechanisms, report
+from lab import accel, binary, build, cmdline, config, firmware, guest, host, mechanisms, report
 from lab.binary import Binary
 from lab.channel import Heart
 from lab.cmdline import Machine
@@ -32,9 +31,10 @@ from lab.layout import Layout, socket_directory
 from lab.measure import downtime, integrity, memory
 from lab.measure.downtime import Window
 from lab.mechanisms import Mechanism
-from lab.model import Integrity, Memory, Model, Outcome, Result, VerdictKind
+from lab.model import Integrity, Memory, Outcome, Result, VerdictKind
 from lab.options import UpgradeOptions, add_arguments, parse
 from lab.progress import note, step
+from lab.record import Record, as_json
 from lab.upgrade import Interfere, Upgrade, upgrade
 from lab.verdict import Observation, judge
 from lab.vm import Vm, VmFactory, factory
@@ -55,6 +55,7 @@ def upgrade_once(
     `interfere` is how the tests break things: it is called as soon as the move has begun.
     Raises LabError when the lab could not do its work; a failed upgrade is a result.
     """
+    check_host_and_names(layout, options)
     record = Record(layout.new_run())
     pair = paired_build(layout, options, record)
     image = guest_image(layout, options, record)
@@ -82,35 +83,25 @@ def upgrade_once(
     return result
 
 
-@dataclass
-class Record:
-    """The run directory, and the number of the next stage's record in it."""
+def check_host_and_names(layout: Layout, options: UpgradeOptions) -> None:
+    """Find out what cannot be before minutes are spent on a build.
 
-    directory: Path
-    stage: int = 0
-
-    def write(self, name: str, content: Any) -> None:
-        """Keep a stage's record."""
-        self.stage += 1
-        text = json.dumps(content, indent=2, default=_plain) + "\n"
-        (self.directory / f"{self.stage}-{name}.json").write_text(text, encoding="utf-8")
-
-    def finish(self, result: Result) -> None:
-        """Keep the result."""
-        (self.directory / "result.json").write_text(as_json(result), encoding="utf-8")
-
-
-def as_json(result: Result) -> str:
-    """Return the result as it stands in result.json and on stdout."""
-    return result.model_dump_json(indent=2) + "\n"
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Model):
-        return value.model_dump(mode="json")
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return dataclasses.asdict(value)
-    return sorted(value) if isinstance(value, frozenset) else str(value)
+    Raises UsageError for a name that nobody knows, PreconditionError without the memory.
+    """
+    mechanism = mechanisms.named(options.mechanism)
+    guest.named(layout, options.guest)
+    releases = config.load(layout.patches / "releases.toml")
+    for name in (options.old, options.new):
+        if "/" in name:
+            binary.inspect(Path(name))
+        else:
+            releases.get(name.removeprefix("stock:"))
+    copies = 2 if mechanism and mechanism.doubles else 1
+    host.require_memory(
+        copies * (options.ram_bytes + _OVERHEAD),
+        f"moving a guest of {options.ram_bytes // 2**20} MiB"
+        + (f" by {mechanism.name}" if mechanism else ""),
+    )
 
 
 @dataclass(frozen=True)
@@ -129,6 +120,7 @@ def paired_build(layout: Layout, options: UpgradeOptions, record: Record) -> Pai
         for side, name in (("old", options.old), ("new", options.new))
         if "/" not in name
     }
+    record.write("sources", {side: made.source for side, made in built.items()})
     record.write("build", built)
     binaries = {
         side: binary.inspect(built[side].qemu, name)
@@ -155,12 +147,7 @@ def old_machine(
     sockets: Path,
     record: Record,
 ) -> Machine:
-    """Say what the old QEMU is to run, once it is known that the host can."""
-    copies = 2 if mechanism.doubles else 1
-    host.require_memory(
-        copies * options.ram_bytes + copies * _OVERHEAD,
-        f"{mechanism.name} of a guest with {options.ram_bytes // 2**20} MiB",
-    )
+    """Say what the old QEMU is to run, and by which accelerator."""
     machine = Machine(
         qemu=pair.old.path,
         firmware=pair.firmware,

@@ -218,7 +218,7 @@ def test_concurrent_builds_make_one_image(layout: Layout, mirror: Mirror) -> Non
 
 
 def test_what_is_not_there_is_named(layout: Layout, mirror: Mirror) -> None:
-    with pytest.raises(UsageError, match="no guest big"):
+    with pytest.raises(UsageError, match="no guest 'big'"):
         guest.build("big", layout, lambda _text: None, fetch=mirror.fetch)
     toml = layout.guests / "guests.toml"
     toml.write_text(TOML.replace("virtio_net", "virtio_warp"))
