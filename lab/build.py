@@ -17,6 +17,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -138,6 +139,9 @@ def build(
             if error.errno != errno.ENOSPC:
                 raise
             raise _disk_full(layout) from error
+        finally:
+            with suppress(OSError):  # it has something in it, most of the time
+                recipe.directory.rmdir()
     built = _read(recipe.directory)
     if built is None:
         raise CannotTellError(f"{recipe.directory} was changed by somebody else", "build it again")
