@@ -96,7 +96,7 @@ def run(options: argparse.Namespace) -> int:
             )
     console.print(table)
     sys.stdout.write(f"{counts.passed} passed, {counts.failed} failed, {counts.skipped} skipped\n")
-    return ExitCode.FAIL if broken else ExitCode.PASS
+    return ExitCode.FAIL if broken or counts.failed else ExitCode.PASS
 
 
 def _choose(names: list[str], *, quick: bool) -> list[Step]:
