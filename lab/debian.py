@@ -122,9 +122,11 @@ def sources_text(uri: str, keyring: Path) -> str:
         f"URIs: {uri}\nComponents: main\nSigned-By: {keyring}\n"
         "Languages: none\nTargets: Packages Sources\n"
     )
+    # A mirror that lags serves a sid whose lists have expired.  What is taken from there is pinned
+    # by SHA-256, so that an old list can offer nothing but the same files, or none.
     return (
         f"Types: deb deb-src\nSuites: {SUITE}\n{common}\n"
-        f"Types: deb-src\nSuites: {' '.join(_SOURCE_SUITES)}\n{common}"
+        f"Types: deb-src\nSuites: {' '.join(_SOURCE_SUITES)}\nCheck-Valid-Until: no\n{common}"
     )
 
 
