@@ -100,6 +100,9 @@ def texts(patch: Path) -> list[str]:
         for trailer in _TRAILERS
         if not re.search(rf"^{trailer}: \S", message, re.MULTILINE)
     ]
+    author = re.search(r"^From: (.+)$", message, re.MULTILINE)
+    if author and f"Signed-off-by: {author[1]}" not in message:
+        findings.append(f"{where}: its author, {author[1]}, has not signed it off")
     return findings + [
         f"{where}: {new['name']} has no SPDX-License-Identifier"
         for new in _NEW_FILE.finditer(text)

@@ -179,7 +179,7 @@ def mail(subject: str, body: str, diff: str) -> str:
     """Return a patch as `git format-patch` words it, but for what only git can know."""
     return (
         "From 0000000000000000000000000000000000000000 Mon Sep 17 00:00:00 2001\n"
-        "From: A Developer <dev@example.org>\n"
+        "From: A <a@b>\n"
         "Date: Mon, 6 Jan 2025 10:00:00 +0100\n"
         f"Subject: [PATCH] {subject}\n\n{body}\n---\n{diff}"
     )

@@ -155,7 +155,7 @@ def exported(tmp_path: Path, source: Source) -> Path:
     (tree / "docs" / "more").write_text("no newline at the end")
     (tree / "docs" / "more").chmod(0o755)
     _git(tree, "add", ".")
-    _git(tree, "commit", "-qm", f"docs: more, for the récord\n\n{_BODY}")
+    _git(tree, "commit", "--author=A <a@b>", "-qm", f"docs: more, for the récord\n\n{_BODY}")
     patchgit.export(tree, tmp_path / "patches" / "9.9")
     return tmp_path / "patches" / "9.9"
 
@@ -267,6 +267,7 @@ def test_lint_finds_nothing_in_a_series_in_order(checkpatch: Path, exported: Pat
     ("old", "new", "said"),
     [
         ("Signed-off-by: A <a@b>\n", "", "no Signed-off-by: line"),
+        ("From: A <a@b>", "From: B <b@c>", "B <b@c>, has not signed it off"),
         ("Upstream-Status: ", "Upstream-Statue: ", "no Upstream-Status: line"),
         ("Why, and", "The tabulator, and", "checkpatch: x:1: ERROR: code indent"),
         ("@@ -8,7 +8,7 @@", "@@ -6,7 +6,7 @@", "2 lines off"),
