@@ -233,7 +233,7 @@ def test_refresh_brings_a_fuzzy_patch_up_to_date(tmp_path: Path, base: Path) -> 
     assert patchgit.refresh(base, directory) == ["9.9/0001-docs-change-1.patch: written anew"]
     assert patches.apply(base, patches.load(directory)) == ()
     text = (directory / "0001-docs-change-1.patch").read_text()
-    assert "From: A Developer <dev@example.org>" in text
+    assert "From: A <a@b>" in text
     assert "Date: Mon, 6 Jan 2025 10:00:00 +0100" in text
 
 
