@@ -178,7 +178,7 @@ def builds(layout: Layout) -> Iterator[Finding]:
 
 
 def accelerators(layout: Layout) -> Iterator[Finding]:
-    """Boot a guest with each accelerator."""
+    """Boot each guest with each accelerator."""
     found = build.existing(layout)
     if not found:
         text = "not tried: no build yet"
@@ -188,27 +188,28 @@ def accelerators(layout: Layout) -> Iterator[Finding]:
     from lab import accel, firmware, guest  # noqa: PLC0415
     from lab.cmdline import Machine  # noqa: PLC0415
 
-    newest = found[-1]
-    image = guest.build("tiny", layout)
-    trial = Machine(
-        qemu=newest.qemu,
-        firmware=firmware.prepare(layout),
-        kernel=image.kernel,
-        initrd=image.initrd,
-        append=image.append,
-        sockets=Path(),
-        serial_log=Path(),
-        accel="tcg",
-        ram_bytes=0,
-    )
-    for name in ("kvm", "tcg"):
-        report = accel.probe(layout, name, trial)
-        if report.works:
-            yield Finding(name, "ok", "boots a 64-bit Linux guest")
-        elif name == "kvm":
-            yield Finding(name, "note", report.reason, "TCG is used: complete, but slower")
-        else:
-            yield Finding(name, "missing", report.reason, "this is worth a report")
+    for name, one in guest.load_guests(layout).items():
+        image = guest.build(name, layout)
+        trial = Machine(
+            qemu=found[-1].qemu,
+            firmware=firmware.prepare(layout),
+            kernel=image.kernel,
+            initrd=image.initrd,
+            append=image.append,
+            sockets=Path(),
+            serial_log=Path(),
+            accel="tcg",
+            ram_bytes=0,
+        )
+        for kind in ("kvm", "tcg"):
+            report = accel.probe(layout, kind, trial)
+            title = f"{kind}, {name}"
+            if report.works:
+                yield Finding(title, "ok", f"boots {one.description}")
+            elif kind == "kvm":
+                yield Finding(title, "note", report.reason, "TCG is used: complete, but slower")
+            else:
+                yield Finding(title, "missing", report.reason, "this is worth a report")
 
 
 _PARTS: tuple[Callable[[Layout], Iterator[Finding]], ...] = (

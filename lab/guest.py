@@ -1,28 +1,27 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Guest images: a kernel and an initramfs, the same to the bit for the same ingredients.
+"""Guest images: what -kernel boots, the same to the bit for the same ingredients.
 
-Nothing is installed and nothing needs root: packages are unpacked into a private directory, the
-in-guest agent is linked statically, and the image goes into the cache under the SHA-256 of
-everything that it was made from.
+Two kinds: a Linux kernel with an initramfs of our own, and a payload that needs no Linux.  Nothing
+is installed and nothing needs root: packages are unpacked into a private directory, the in-guest
+agent is linked statically, and the image goes into the cache under the SHA-256 of everything that
+it was made from.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import lzma
-import os
 import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from pydantic import RootModel
+from pydantic import Discriminator, Field, RootModel, Tag
 
-from lab import debian
+from lab import debian, initramfs
 from lab.config import FileName, Strict, Word, load_toml
 from lab.errors import CannotTellError, UsageError
 from lab.layout import Layout, locked
@@ -35,16 +34,28 @@ Fetch = Callable[[Layout, str, list[str]], Mapping[str, Path]]
 #: The agent's sources must compile with these without a word.
 WARNINGS = ("-Wall", "-Wextra")
 CFLAGS = ("-std=gnu11", "-O2", "-pthread", "-static", "-s", "-Wl,--build-id=none")
+#: A payload has no C library under it, and part of it runs where nothing saves SSE registers.
+PAYLOAD_CFLAGS = (
+    *("-std=gnu11", "-O2", "-ffreestanding", "-nostdlib", "-static", "-fno-pie", "-no-pie"),
+    *("-mgeneral-regs-only", "-mno-red-zone", "-fno-stack-protector", "-fcf-protection=none"),
+    *("-Wl,--build-id=none", "-Wl,-z,noexecstack", "-Wl,-z,max-page-size=4096"),
+    "-Wl,--no-warn-rwx-segments",
+)
+#: QEMU's multiboot loader wants a 32-bit file, whatever the code in it.
+_PAYLOAD_FORMAT = "elf32-i386"
 _STATIC_LIBRARIES = ("libc.a", "libjansson.a")
 _RECORD = "image.json"
 #: Raised when the way images are made changes, so that old ones are not taken for new.
 _FORMAT = 1
 
 
-class Guest(Strict):
-    """One table of guests/guests.toml, which says what the keys mean."""
+class LinuxGuest(Strict):
+    """A guest that is a Linux kernel, an initramfs and the agent in it."""
 
+    kind: Literal["linux"] = "linux"
     description: str
+    smallest_ram_mib: int = Field(default=256, gt=0)
+    reserve_mib: int = Field(default=128, gt=0)
     suite: Word
     kernel: Word
     packages: tuple[Word, ...]
@@ -53,21 +64,43 @@ class Guest(Strict):
     files: dict[str, str]
 
 
-class _Guests(RootModel[dict[FileName, Guest]]):
+class MultibootGuest(Strict):
+    """A guest that is one file: our own payload, which speaks the agent's protocol itself."""
+
+    kind: Literal["multiboot"]
+    description: str
+    smallest_ram_mib: int = Field(gt=0)
+    reserve_mib: int = Field(gt=0)
+    shared: tuple[str, ...]
+
+
+def _kind(value: Any) -> str:
+    return str(value.get("kind", "linux")) if isinstance(value, dict) else str(value.kind)
+
+
+#: One table of guests/guests.toml, which says what the keys mean.
+Guest = LinuxGuest | MultibootGuest
+_Table = Annotated[
+    Annotated[LinuxGuest, Tag("linux")] | Annotated[MultibootGuest, Tag("multiboot")],
+    Discriminator(_kind),
+]
+
+
+class _Guests(RootModel[dict[FileName, _Table]]):
     """All of guests/guests.toml."""
 
 
 @dataclass(frozen=True)
 class GuestImage:
-    """A guest that can be booted with -kernel, -initrd and -append."""
+    """A guest that can be booted with -kernel, and -initrd and -append where it has them."""
 
     name: str
     kernel: Path
-    initrd: Path
+    initrd: Path | None
     append: str
     packages: dict[str, str]  # version by package
     key: str
-    sha256s: dict[str, str]  # of "kernel", "initrd" and "agent"
+    sha256s: dict[str, str]  # of "kernel", and for Linux of "initrd" and "agent"
 
 
 @dataclass(frozen=True)
@@ -93,10 +126,16 @@ class _Recipe:
             "debs": {package: _sha256(deb) for package, deb in self.debs.items()},
             "packages": {package: _field(deb, "Version") for package, deb in self.debs.items()},
             "files": {str(path.relative_to(self.guests)): _sha256(path) for path in ours},
-            "flags": [*CFLAGS, *WARNINGS],
             "compiler": run(["cc", "--version"]).stdout.splitlines()[0],
-            "libraries": {lib: _sha256(path) for lib, path in static_libraries().items()},
+            **self._toolchain(),
         }
+
+    def _toolchain(self) -> dict[str, Any]:
+        if isinstance(self.guest, MultibootGuest):
+            linker = run(["ld", "--version"]).stdout.splitlines()[0]
+            return {"flags": [*PAYLOAD_CFLAGS, *WARNINGS], "linker": linker}
+        libraries = {lib: _sha256(path) for lib, path in static_libraries().items()}
+        return {"flags": [*CFLAGS, *WARNINGS], "libraries": libraries}
 
 
 def load_guests(layout: Layout) -> dict[str, Guest]:
@@ -142,6 +181,18 @@ def compile_agent(source: Path, target: Path, *, extra: Iterable[str] = ()) -> N
     )
 
 
+def compile_payload(source: Path, target: Path, shared: Iterable[str]) -> None:
+    """Link the payload in the directory `source`, and what it shares, into the file `target`."""
+    own = sorted(path.name for pattern in ("*.S", "*.c") for path in source.glob(pattern))
+    theirs = [f"../{name}" for name in shared]
+    include = sorted({f"-I{Path(name).parent}" for name in theirs})
+    hint = "a payload needs the packages gcc, binutils and libc6-dev"
+    options = [*PAYLOAD_CFLAGS, *WARNINGS, *include, "-Wl,-T,link.ld"]
+    # Relative names: no path of this machine gets into the file.
+    run(["cc", *options, *own, *theirs, "-o", target], cwd=source, hint=hint)
+    run(["objcopy", "--strip-all", "-O", _PAYLOAD_FORMAT, target], hint=hint)
+
+
 def static_libraries() -> dict[str, Path]:
     """Return the static libraries that the agent is linked with, by name."""
     found = {
@@ -160,6 +211,8 @@ def static_libraries() -> dict[str, Path]:
 def _recipe(name: str, layout: Layout, fetch: Fetch) -> _Recipe:
     """Return the recipe of a guest, the kernel's metapackage replaced by the kernel itself."""
     guest = named(layout, name)
+    if isinstance(guest, MultibootGuest):
+        return _Recipe(name, guest, layout.guests, {})
     debs = dict(fetch(layout, guest.suite, [guest.kernel, *guest.packages]))
     depends = _field(debs[guest.kernel], "Depends")
     if real := re.search(r"\blinux-image-\d[\w.+~-]*", depends):
@@ -176,27 +229,35 @@ def _make(place: Path, recipe: _Recipe, ingredients: Mapping[str, Any]) -> None:
     """Build the image beside `place` and rename it into place: it is there whole or not at all."""
     shutil.rmtree(place, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix="making-", dir=place.parent) as scratch:
-        unpacked, root, out = (Path(scratch) / part for part in ("unpacked", "root", "out"))
-        for directory in (unpacked, root / "bin", root / "modules", out):
-            directory.mkdir(parents=True)
-        for deb in recipe.debs.values():
-            run(["dpkg-deb", "--extract", deb, unpacked])
-        _put_files(unpacked, root, recipe.guest.files)
-        _put_modules(unpacked, root, recipe.guest.modules)
-        compile_agent(recipe.guests / "agent", root / "bin" / "agent")
-        shutil.copyfile(recipe.guests / recipe.name / "init", root / "init")
-        _pack(root, out / "initrd")
-        shutil.copyfile(_only(unpacked.glob("boot/vmlinuz-*"), "kernel"), out / "kernel")
-        record = {
-            "ingredients": ingredients,
-            "sha256s": {
-                "kernel": _sha256(out / "kernel"),
-                "initrd": _sha256(out / "initrd"),
-                "agent": _sha256(root / "bin" / "agent"),
-            },
-        }
-        (out / _RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        out = Path(scratch) / "out"
+        out.mkdir()
+        if isinstance(recipe.guest, MultibootGuest):
+            source = recipe.guests / recipe.name
+            compile_payload(source, out / "kernel", recipe.guest.shared)
+            made = {"kernel": out / "kernel"}
+        else:
+            made = _make_linux(Path(scratch), out, recipe, recipe.guest)
+        sha256s = {part: _sha256(path) for part, path in made.items()}
+        record = json.dumps({"ingredients": ingredients, "sha256s": sha256s}, indent=2)
+        (out / _RECORD).write_text(record + "\n", encoding="utf-8")
         out.rename(place)
+
+
+def _make_linux(scratch: Path, out: Path, recipe: _Recipe, guest: LinuxGuest) -> dict[str, Path]:
+    """Put kernel and initramfs into `out`; return what is worth a checksum."""
+    unpacked, root = scratch / "unpacked", scratch / "root"
+    for directory in (unpacked, root / "bin", root / "modules"):
+        directory.mkdir(parents=True)
+    for deb in recipe.debs.values():
+        run(["dpkg-deb", "--extract", deb, unpacked])
+    initramfs.put_files(unpacked, root, guest.files)
+    initramfs.put_modules(unpacked, root, guest.modules)
+    compile_agent(recipe.guests / "agent", root / "bin" / "agent")
+    shutil.copyfile(recipe.guests / recipe.name / "init", root / "init")
+    initramfs.pack(root, out / "initrd")
+    kernel = initramfs.only(unpacked.glob("boot/vmlinuz-*"), "kernel")
+    shutil.copyfile(kernel, out / "kernel")
+    return {"kernel": out / "kernel", "initrd": out / "initrd", "agent": root / "bin" / "agent"}
 
 
 def _cached(place: Path, recipe: _Recipe) -> GuestImage | None:
@@ -205,124 +266,20 @@ def _cached(place: Path, recipe: _Recipe) -> GuestImage | None:
         record = json.loads((place / _RECORD).read_text(encoding="utf-8"))
         sha256s: dict[str, str] = record["sha256s"]
         packages: dict[str, str] = record["ingredients"]["packages"]
-        if any(_sha256(place / part) != sha256s[part] for part in ("kernel", "initrd")):
+        parts = ["kernel"] if isinstance(recipe.guest, MultibootGuest) else ["kernel", "initrd"]
+        if any(_sha256(place / part) != sha256s[part] for part in parts):
             return None
     except (OSError, ValueError, KeyError):
         return None
     return GuestImage(
         recipe.name,
         place / "kernel",
-        place / "initrd",
-        recipe.guest.append,
+        place / "initrd" if isinstance(recipe.guest, LinuxGuest) else None,
+        recipe.guest.append if isinstance(recipe.guest, LinuxGuest) else "",
         packages,
         place.name,
         sha256s,
     )
-
-
-def _put_files(unpacked: Path, root: Path, files: Mapping[str, str]) -> None:
-    for target, source in files.items():
-        (root / target).parent.mkdir(parents=True, exist_ok=True)
-        try:
-            shutil.copyfile(unpacked / source, root / target)
-        except OSError as error:
-            raise CannotTellError(f"the guest's packages have no {source}") from error
-
-
-def _put_modules(unpacked: Path, root: Path, wanted: Iterable[str]) -> None:
-    """Put the modules into root/modules and their load order into root/modules/list.
-
-    Uncompressed, for insmod.  A kernel package has no modules.dep, which is made when it is
-    installed: the dependencies are read from the modules themselves.
-    """
-    tree = _only(
-        unpacked.glob("usr/lib/modules/*"),
-        "directory of kernel modules",
-        unpacked.glob("lib/modules/*"),
-    )
-    builtin = {
-        _module_name(line)
-        for line in (tree / "modules.builtin").read_text(encoding="utf-8").split()
-    }
-    available = {_module_name(path.name): path for path in tree.rglob("*.ko*")}
-    order: list[str] = []
-
-    def add(module: str) -> None:
-        if module in builtin or module in order:
-            return
-        if module not in available:
-            raise CannotTellError(f"the guest's kernel has no module {module}")
-        content = _module_content(available[module])
-        for needed in _module_depends(content):
-            add(needed)
-        (root / "modules" / f"{module}.ko").write_bytes(content)
-        order.append(module)
-
-    for module in wanted:
-        add(module)
-    (root / "modules" / "list").write_text(
-        "".join(f"{module}.ko\n" for module in order), encoding="ascii"
-    )
-
-
-def _module_name(path: str) -> str:
-    return Path(path).name.split(".")[0].replace("-", "_")
-
-
-def _module_content(path: Path) -> bytes:
-    match path.suffix:
-        case ".ko":
-            return path.read_bytes()
-        case ".xz":
-            return lzma.decompress(path.read_bytes())
-        case suffix:
-            raise CannotTellError(f"{path.name}: do not know how to unpack {suffix}")
-
-
-def _module_depends(content: bytes) -> list[str]:
-    """Return what a module needs, from the NUL-separated key=value strings of its .modinfo."""
-    found = re.search(rb"\0depends=([^\0]*)\0", content)
-    return (
-        [_module_name(name) for name in found.group(1).decode().split(",") if name] if found else []
-    )
-
-
-def _pack(root: Path, initrd: Path) -> None:
-    """Write the tree as a cpio archive that depends on nothing but names and contents.
-
-    Not compressed: under TCG unpacking costs more than QEMU's loading of the larger file.
-    """
-    names = sorted(str(path.relative_to(root)) for path in root.rglob("*"))
-    for name in names:
-        path = root / name
-        executable = path.is_dir() or name == "init" or name.startswith("bin/")
-        path.chmod(0o755 if executable else 0o644)
-        os.utime(path, (0, 0))
-    run(
-        [
-            "cpio",
-            "--create",
-            "--null",
-            "--format=newc",
-            "--reproducible",
-            "--owner=+0:+0",
-            "--quiet",
-            "-O",
-            initrd,
-        ],
-        cwd=root,
-        stdin="\0".join(names) + "\0",
-        hint="install the package cpio",
-    )
-
-
-def _only(paths: Iterable[Path], what: str, otherwise: Iterable[Path] = ()) -> Path:
-    found = list(paths) or list(otherwise)
-    if len(found) != 1:
-        raise CannotTellError(
-            f"the guest's packages have {len(found)} of what should be one: {what}"
-        )
-    return found[0]
 
 
 def _sha256(path: Path) -> str:

@@ -9,14 +9,13 @@ import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lab import guest
 from lab.errors import UsageError
+from lab.layout import Layout
 from lab.model import Limits
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)([KMGT]?)(?:i?B)?", re.IGNORECASE)
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-_SMALLEST_RAM = 256 * 2**20
-#: The guest's kernel, its initramfs and the agent's tables stay out of the pattern (bytes).
-_GUEST_RESERVE = 128 * 2**20
 
 
 def size(text: str) -> int:
@@ -61,7 +60,12 @@ class UpgradeOptions:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``pageflip upgrade``."""
     add = parser.add_argument
-    add("--guest", default="tiny", metavar="NAME", help="guest image (default: tiny)")
+    add(
+        "--guest",
+        default="tiny",
+        metavar="NAME",
+        help="guest: tiny (Linux) or micro (without Linux: more KVMs run it) (default: tiny)",
+    )
     add("--ram", default="2G", metavar="SIZE", help="guest RAM (default: 2G)")
     add(
         "--touch",
@@ -109,18 +113,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--json", action="store_true", help="print exactly result.json on stdout")
 
 
-def parse(options: argparse.Namespace) -> UpgradeOptions:
+def parse(options: argparse.Namespace, layout: Layout | None = None) -> UpgradeOptions:
     """Return the options with units resolved; raise UsageError for what cannot be."""
+    wanted = guest.named(layout or Layout.default(), options.guest)
     ram = size(options.ram)
-    if ram < _SMALLEST_RAM or ram % 2**20:
+    if ram < wanted.smallest_ram_mib * 2**20 or ram % 2**20:
         raise UsageError(
-            f"--ram {options.ram}: a guest needs at least {_SMALLEST_RAM // 2**20}M, in whole MiB"
+            f"--ram {options.ram}: guest {options.guest} needs at least "
+            f"{wanted.smallest_ram_mib}M, in whole MiB"
         )
     touched = share(options.touch, ram)
-    if touched > ram - _GUEST_RESERVE:
+    if touched > ram - wanted.reserve_mib * 2**20:
         raise UsageError(
-            f"--touch {options.touch}: {touched // 2**20} MiB of {ram // 2**20} MiB leave the "
-            f"guest's kernel less than {_GUEST_RESERVE // 2**20} MiB",
+            f"--touch {options.touch}: {touched // 2**20} MiB of {ram // 2**20} MiB leave guest "
+            f"{options.guest} less than {wanted.reserve_mib} MiB for itself",
             hint="touch less or give more --ram",
         )
     if options.limit_pause_ms <= 0 or options.limit_memory_ratio <= 0:

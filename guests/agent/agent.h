@@ -19,22 +19,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define AGENT_VERSION "1"
-#define CONTROL_PORT "org.pageflip.control"
-#define HEARTBEAT_PORT "org.pageflip.heartbeat"
-#define LINE_MAX_BYTES 4096
-#define NS_PER_SEC 1000000000ULL
-#define NS_PER_MS 1000000ULL
-
-static inline bool is_set(const uint8_t *map, size_t i)
-{
-    return map[i / 8] & (1u << (i % 8));
-}
-
-static inline void set_bit(uint8_t *map, size_t i)
-{
-    map[i / 8] |= 1u << (i % 8);
-}
+#include "protocol.h"
+#include "region.h"
 
 /* sysinfo.c */
 uint64_t clock_ns(int clock_id);
@@ -55,10 +41,16 @@ void reply_error(json_t *id, const char *fmt, ...)
     __attribute__((format(printf, 2, 3)));
 void send_event(json_t *event, bool may_drop);
 
+json_t *reply_first_bad(const Region *region);
+
 /* heartbeat.c */
 void heartbeat_start(int fd);
 void heartbeat_report(json_t *reply);
 void heartbeat_reset_max_step(void);
+
+/* memory.c: a region in memory of the guest's own */
+bool memory_map(Region *region, size_t pages);
+void memory_unmap(Region *region);
 
 /* worker.c */
 typedef enum JobKind {
@@ -69,15 +61,6 @@ typedef enum JobKind {
     JOB_CORRUPT,
     JOB_RELEASE,
 } JobKind;
-
-typedef enum CorruptMode {
-    CORRUPT_FLIP,
-    CORRUPT_ZERO,
-    CORRUPT_STALE,
-    CORRUPT_SWAP,
-    CORRUPT_TABLE,
-    CORRUPT_MODES,
-} CorruptMode;
 
 typedef struct Job {
     JobKind kind;

@@ -18,8 +18,6 @@
 #include "agent.h"
 
 #define COMMAND_PRIORITY 5
-/* Nothing a host would ask for; keeps rate times time within 64 bits */
-#define RATE_MAX 50000000000LL
 #define UNCONNECTED_POLL_NS (10 * NS_PER_MS)
 
 typedef struct Command {

@@ -3,19 +3,24 @@
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
-#define _GNU_SOURCE
-#include <inttypes.h>
-#include <stdio.h>
 #include <string.h>
-#include <sys/mman.h>
 
 #include "region.h"
 
-#define HUGE_PAGE (2u << 20)
 /* Table entries that one checksum covers: one 4 KiB page of the table */
 #define CHUNK_PAGES (PATTERN_PAGE / sizeof(uint32_t))
 /* More wrong words than this in a page and it is not a flipped bit */
 #define FLIPPED_WORDS_MAX 8
+
+static bool is_set(const uint8_t *map, size_t i)
+{
+    return map[i / 8] & (1u << (i % 8));
+}
+
+static void set_bit(uint8_t *map, size_t i)
+{
+    map[i / 8] |= 1u << (i % 8);
+}
 
 static size_t round_up(size_t n, size_t unit)
 {
@@ -54,9 +59,9 @@ static uint64_t chunk_sum(const Region *region, size_t chunk)
     return sum;
 }
 
-static void carve_tables(Region *region)
+static void carve_tables(Region *region, void *tables)
 {
-    uint8_t *at = region->tables_map;
+    uint8_t *at = tables;
 
     region->generations = (uint32_t *)at;
     at += region->chunks * CHUNK_PAGES * sizeof(uint32_t);
@@ -67,51 +72,19 @@ static void carve_tables(Region *region)
     region->bad_chunks = at;
 }
 
-static void *map_anonymous(size_t len)
-{
-    void *map = mmap(NULL, len, PROT_READ | PROT_WRITE,
-                     MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-
-    return map == MAP_FAILED ? NULL : map;
-}
-
-bool region_map(Region *region, size_t pages)
+void region_init(Region *region, uint64_t *words, void *tables, size_t pages)
 {
     memset(region, 0, sizeof(*region));
+    region->words = words;
     region->pages = pages;
     region->chunks = chunks_of(pages);
-    /* Room to align: only aligned 2 MiB can become huge pages in the guest */
-    region->pages_map_len = pages * PATTERN_PAGE + HUGE_PAGE;
-    region->pages_map = map_anonymous(region->pages_map_len);
-    region->tables_map_len = region_overhead(pages);
-    region->tables_map = map_anonymous(region->tables_map_len);
-    if (!region->pages_map || !region->tables_map) {
-        region_unmap(region);
-        return false;
-    }
-    region->words = (uint64_t *)round_up((uintptr_t)region->pages_map,
-                                         HUGE_PAGE);
-    /* Fewer faults while filling; without THP in the guest nothing is lost */
-    madvise(region->words, pages * PATTERN_PAGE, MADV_HUGEPAGE);
-    carve_tables(region);
+    carve_tables(region, tables);
     for (size_t i = 0; i < region->chunks; i++) {
         region->chunk_sums[i] = chunk_sum(region, i);
     }
     while ((size_t)1 << region->permutation_bits < pages) {
         region->permutation_bits++;
     }
-    return true;
-}
-
-void region_unmap(Region *region)
-{
-    if (region->pages_map) {
-        munmap(region->pages_map, region->pages_map_len);
-    }
-    if (region->tables_map) {
-        munmap(region->tables_map, region->tables_map_len);
-    }
-    memset(region, 0, sizeof(*region));
 }
 
 static uint64_t *page_words(const Region *region, size_t page)
@@ -283,28 +256,4 @@ const char *region_corrupt(Region *region, size_t page, CorruptMode mode)
         break;
     }
     return "no such mode";
-}
-
-/* 64-bit words do not fit JSON's signed integers: they go as hex text */
-json_t *region_first_bad(const Region *region)
-{
-    const FirstBad *bad = &region->first_bad;
-    char want[24], got[24];
-    json_t *object;
-
-    if (region->bad_page_count == 0) {
-        return json_null();
-    }
-    snprintf(want, sizeof(want), "0x%016" PRIx64, bad->want);
-    snprintf(got, sizeof(got), "0x%016" PRIx64, bad->got);
-    object = json_pack("{s:I, s:i, s:s, s:s, s:s}",
-                       "page", (json_int_t)bad->page, "word", (int)bad->word,
-                       "want", want, "got", got, "kind", bad->kind);
-    if (strcmp(bad->kind, "stale") == 0 || strcmp(bad->kind, "moved") == 0) {
-        json_object_set_new(object, "found_page",
-                            json_integer(bad->found_page));
-        json_object_set_new(object, "found_generation",
-                            json_integer(bad->found_generation));
-    }
-    return object;
 }

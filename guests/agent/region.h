@@ -1,16 +1,27 @@
 /*
  * The memory under test: pages with a known content, and the table that
- * says which generation each of them has.
+ * says which generation each of them has.  Freestanding: whoever has the
+ * memory hands it in.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
 #ifndef PAGEFLIP_REGION_H
 #define PAGEFLIP_REGION_H
 
-#include <jansson.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
 
-#include "agent.h"
 #include "pattern.h"
+
+typedef enum CorruptMode {
+    CORRUPT_FLIP,
+    CORRUPT_ZERO,
+    CORRUPT_STALE,
+    CORRUPT_SWAP,
+    CORRUPT_TABLE,
+    CORRUPT_MODES,
+} CorruptMode;
 
 typedef struct FirstBad {
     uint32_t page;
@@ -33,18 +44,15 @@ typedef struct Region {
     size_t bad_page_count;
     size_t bad_chunk_count;
     FirstBad first_bad;
-    void *pages_map;
-    size_t pages_map_len;
-    void *tables_map;
-    size_t tables_map_len;
     unsigned permutation_bits;
     uint64_t permutation_step;
 } Region;
 
 /* Bytes of tables that N pages need on top of the pages themselves */
 size_t region_overhead(size_t pages);
-bool region_map(Region *region, size_t pages);
-void region_unmap(Region *region);
+
+/* TABLES has region_overhead() bytes, all zero; WORDS need not be */
+void region_init(Region *region, uint64_t *words, void *tables, size_t pages);
 void region_fill_page(Region *region, size_t page);
 
 /* Compare one page (and its part of the table); true when it is intact */
@@ -55,7 +63,5 @@ bool region_dirty_next(Region *region);
 
 /* Damage PAGE behind the table's back; NULL or why it cannot be done */
 const char *region_corrupt(Region *region, size_t page, CorruptMode mode);
-
-json_t *region_first_bad(const Region *region);
 
 #endif

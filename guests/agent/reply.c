@@ -3,6 +3,7 @@
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
+#include <inttypes.h>
 #include <pthread.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -63,4 +64,28 @@ void reply_error(json_t *id, const char *fmt, ...)
 void send_event(json_t *event, bool may_drop)
 {
     send_object(event, may_drop);
+}
+
+/* 64-bit words do not fit JSON's signed integers: they go as hex text */
+json_t *reply_first_bad(const Region *region)
+{
+    const FirstBad *bad = &region->first_bad;
+    char want[24], got[24];
+    json_t *object;
+
+    if (region->bad_page_count == 0) {
+        return json_null();
+    }
+    snprintf(want, sizeof(want), "0x%016" PRIx64, bad->want);
+    snprintf(got, sizeof(got), "0x%016" PRIx64, bad->got);
+    object = json_pack("{s:I, s:i, s:s, s:s, s:s}",
+                       "page", (json_int_t)bad->page, "word", (int)bad->word,
+                       "want", want, "got", got, "kind", bad->kind);
+    if (strcmp(bad->kind, "stale") == 0 || strcmp(bad->kind, "moved") == 0) {
+        json_object_set_new(object, "found_page",
+                            json_integer(bad->found_page));
+        json_object_set_new(object, "found_generation",
+                            json_integer(bad->found_generation));
+    }
+    return object;
 }

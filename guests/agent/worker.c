@@ -13,23 +13,16 @@
 #include <string.h>
 #include <time.h>
 
-#include "region.h"
+#include "agent.h"
+#include "pace.h"
 
 /* About 0.1 ms of work under KVM, 0.5 ms under TCG */
 #define BATCH_PAGES 64
 #define QUEUE_LEN 16
 #define PROGRESS_NS (250 * NS_PER_MS)
-/* A rate owes at most this much: after a pause no burst makes up for it */
-#define BACKLOG_NS (100 * NS_PER_MS)
 #define NAP_NS NS_PER_MS
 /* Left to the guest's kernel and everything else when filling */
 #define RESERVE_BYTES (48ULL << 20)
-
-typedef struct Pace {
-    uint64_t rate;          /* bytes per second; what 0 means the user says */
-    uint64_t last_ns;
-    uint64_t owed;          /* in units of bytes * NS_PER_SEC */
-} Pace;
 
 typedef struct Pass {
     json_t *id;             /* non-NULL while a fill or verify is going on */
@@ -63,37 +56,6 @@ static Pace dirty_pace, verify_pace;
 static uint64_t pages_checked, pages_dirtied, last_progress_ns;
 static size_t round_robin;
 
-static void pace_set(Pace *pace, uint64_t rate)
-{
-    pace->rate = rate;
-    pace->last_ns = clock_ns(CLOCK_MONOTONIC);
-    pace->owed = 0;
-}
-
-/* Pages due by now, at most LIMIT; they count as done */
-static unsigned pace_take(Pace *pace, unsigned limit)
-{
-    const uint64_t page_cost = PATTERN_PAGE * NS_PER_SEC;
-    uint64_t now = clock_ns(CLOCK_MONOTONIC);
-    uint64_t elapsed = now > pace->last_ns ? now - pace->last_ns : 0;
-    uint64_t pages;
-
-    if (elapsed > BACKLOG_NS) {
-        elapsed = BACKLOG_NS;
-    }
-    pace->last_ns = now;
-    pace->owed += pace->rate * elapsed;
-    if (pace->owed > pace->rate * BACKLOG_NS + page_cost) {
-        pace->owed = pace->rate * BACKLOG_NS + page_cost;
-    }
-    pages = pace->owed / page_cost;
-    if (pages > limit) {
-        pages = limit;
-    }
-    pace->owed -= pages * page_cost;
-    return pages;
-}
-
 static const char *state_name(void)
 {
     if (region.pages == 0) {
@@ -110,7 +72,7 @@ static void publish(void)
     json_t *first_bad = NULL;
 
     if (region.bad_page_count && !report.first_bad) {
-        first_bad = region_first_bad(&region);
+        first_bad = reply_first_bad(&region);
     }
     pthread_mutex_lock(&lock);
     report.state = state_name();
@@ -159,13 +121,13 @@ static void job_fill(Job *job)
         reply_error(job->id, "not enough memory in the guest: %" PRIu64
                     " bytes asked for, %" PRIu64 " available, of which %llu"
                     " stay free", need, available, RESERVE_BYTES);
-    } else if (!region_map(&region, pages)) {
+    } else if (!memory_map(&region, pages)) {
         reply_error(job->id, "the guest's kernel refused the mapping");
     } else {
         fill = (Pass) { .id = job->id };
         round_robin = 0;
         pages_checked = pages_dirtied = 0;
-        pace_set(&dirty_pace, 0);
+        pace_set(&dirty_pace, 0, clock_ns(CLOCK_MONOTONIC));
         last_progress_ns = clock_ns(CLOCK_MONOTONIC);
     }
 }
@@ -192,15 +154,15 @@ static void job_corrupt(Job *job)
 
 static void job_rate(Job *job, Pace *pace)
 {
-    pace_set(pace, job->value);
+    pace_set(pace, job->value, clock_ns(CLOCK_MONOTONIC));
     publish();
     reply_ok(job->id, NULL);
 }
 
 static void job_release(Job *job)
 {
-    region_unmap(&region);
-    pace_set(&dirty_pace, 0);
+    memory_unmap(&region);
+    pace_set(&dirty_pace, 0, clock_ns(CLOCK_MONOTONIC));
     if (fill.id) {
         finish_pass(&fill, NULL, "released while filling");
     }
@@ -282,7 +244,8 @@ static void verify_batch(void)
 
 static unsigned background_batch(void)
 {
-    unsigned count = verify_pace.rate ? pace_take(&verify_pace, BATCH_PAGES)
+    unsigned count = verify_pace.rate ? pace_take(&verify_pace, BATCH_PAGES,
+                                                  clock_ns(CLOCK_MONOTONIC))
                                       : BATCH_PAGES;
 
     for (unsigned i = 0; i < count; i++) {
@@ -295,7 +258,8 @@ static unsigned background_batch(void)
 
 static unsigned dirty_batch(void)
 {
-    unsigned count = pace_take(&dirty_pace, BATCH_PAGES);
+    unsigned count = pace_take(&dirty_pace, BATCH_PAGES,
+                               clock_ns(CLOCK_MONOTONIC));
 
     for (unsigned i = 0; i < count; i++) {
         pages_dirtied += region_dirty_next(&region);

@@ -70,3 +70,15 @@ def test_the_reproducer_asks_for_the_same() -> None:
     words = shlex.split(first.reproduce)
     assert words[:2] == ["./pageflip", "upgrade"]
     assert parsed(*words[2:]) == first
+
+
+def test_each_guest_has_a_smallest_size_of_its_own() -> None:
+    assert parsed("--guest", "micro", "--ram", "64M").ram_bytes == 64 * 2**20
+    with pytest.raises(UsageError, match="tiny needs at least 256M"):
+        parsed("--guest", "tiny", "--ram", "64M")
+    with pytest.raises(UsageError, match="micro needs at least 32M"):
+        parsed("--guest", "micro", "--ram", "16M")
+    with pytest.raises(UsageError, match="less than 16 MiB for itself"):
+        parsed("--guest", "micro", "--ram", "64M", "--touch", "60M")
+    with pytest.raises(UsageError, match="no guest 'giant'"):
+        parsed("--guest", "giant")

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The guest without Linux changes QEMUs too: under KVM even where KVM cannot run Linux.
+
+Parameters (avocado -p): ram (1G), touch (75%), dirty_rate (50M), accel (auto), old, new.
+"""
+
+import avocado
+from upgrading import SECOND_QEMU, Upgrading
+
+from lab.deadline import Deadline
+from lab.model import VerdictKind
+from lab.vm import Vm
+
+MODES = ("flip", "zero", "stale", "swap", "table")
+
+
+class Micro(Upgrading, avocado.Test):
+    """Its own checker must see what the agent on Linux sees."""
+
+    guest = "micro"
+
+    def test_gift(self) -> None:
+        """The pipe: memory does not double, and the counters say gifted."""
+        result = self.passes("gift", 1 + SECOND_QEMU)
+        self.assertGreaterEqual(self.moved(result, "gifted_bytes"), 0.9 * result.touched_bytes)
+        self.assertEqual(result.integrity.heartbeats_lost, 0)
+
+    def test_precopy(self) -> None:
+        """Ordinary live migration: the accelerator's own log of dirty pages."""
+        self.assertGreater(self.passes("precopy", 2.3).memory.ratio, 1.7)
+
+    def test_stop_copy(self) -> None:
+        """Ordinary migration of a stopped guest."""
+        self.assertGreater(self.passes("stop-copy", 2.3).memory.ratio, 1.7)
+
+    def test_corruption_is_caught(self) -> None:
+        """Every kind of damage, done while the guest moves, is found and counted."""
+
+        def damage(old: Vm, _new: Vm) -> None:
+            for number, mode in enumerate(MODES):
+                old.control.call(
+                    "corrupt", Deadline.after(30, mode), page=2000 + 2000 * number, mode=mode
+                )
+
+        result = self.upgrade("precopy", 2.3, damage)
+        self.assertEqual(result.verdict, VerdictKind.FAIL)
+        # A swap damages two pages; a damaged table entry accuses a page that is well.
+        self.assertEqual(result.integrity.bad_pages, len(MODES) + 1)
+        self.assertEqual(result.integrity.bad_tables, 1)
