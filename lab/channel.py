@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import queue
+import select
 import socket
 import threading
 import time
@@ -75,9 +76,7 @@ class Port:
         if not self._connected.wait(deadline.left) or self._peer is None:
             raise AgentError(f"{deadline.what}: QEMU never connected to the agent's port")
         try:
-            self._peer.settimeout(max(deadline.left, 0.001))
-            self._peer.sendall(data)
-            self._peer.settimeout(None)
+            _send(self._peer, data, deadline)
         except OSError as error:
             raise AgentError(f"{deadline.what}: the agent's port is closed ({error})") from error
 
@@ -89,6 +88,19 @@ class Port:
                     end.shutdown(socket.SHUT_RDWR)
                 end.close()
         self._thread.join(2)
+
+
+def _send(peer: socket.socket, data: bytes, deadline: Deadline) -> None:
+    """Send all of `data` in time; raise OSError.
+
+    Without the socket's own timeout: to set that makes the descriptor non-blocking for the thread
+    that is about to receive from it, too, and ends it.
+    """
+    rest = memoryview(data)
+    while rest:
+        if not select.select([], [peer], [], max(deadline.left, 0.001))[1]:
+            raise TimeoutError("nobody reads")
+        rest = rest[peer.send(rest, socket.MSG_DONTWAIT) :]
 
 
 class Control:

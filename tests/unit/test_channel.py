@@ -107,3 +107,14 @@ def test_heartbeats_in_pieces(sockets: Path) -> None:
         assert heart.torn == [b"rubbish"]
         with pytest.raises(DeadlineError):
             heart.wait(4, Deadline.after(0.1, "beats"), lambda: None)
+
+
+def test_answers_keep_coming_however_fast_the_questions(sockets: Path) -> None:
+    """Sending must not end the thread that receives: it did once in some hundred quick calls."""
+    paths = (sockets / "c", sockets / "h")
+    with (
+        agent_lines(*paths) as (control, _),
+        guest(paths[0], {"ping": [{"id": "ID", "ok": True}]}),
+    ):
+        for _ in range(3000):
+            control.call("ping", Deadline.after(5, "ping"))
