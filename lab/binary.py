@@ -32,6 +32,8 @@ class Binary:
     release: str | None
     commands: frozenset[str]
     migration_modes: frozenset[str]
+    #: What localhost-migrate's argument ``mechanism`` takes; empty without the series.
+    localhost_mechanisms: frozenset[str] = frozenset()
 
     def side(self) -> Side:
         """Return it as the result has it."""
@@ -68,6 +70,7 @@ def inspect(path: Path, release: str | None = None) -> Binary:
         release,
         commands,
         frozenset(_enum_values(schema, "migrate-set-parameters", "mode")),
+        frozenset(_enum_values(schema, "localhost-migrate", "mechanism")),
     )
 
 

@@ -22,6 +22,7 @@ class Backing(enum.StrEnum):
 
     PRIVATE = "private"  # plain -m: anonymous memory, what ordinary guests have
     SHARED = "shared"  # memfd with share=on and aux-ram-share=on, what cpr-transfer needs
+    MEMFD = "memfd"  # memfd with share=on, all else private: what handover needs
 
     @property
     def is_default(self) -> bool:
@@ -40,7 +41,7 @@ class Machine:
     qemu: Path
     firmware: Path
     kernel: Path
-    initrd: Path
+    initrd: Path | None
     append: str
     sockets: Path
     serial_log: Path
@@ -103,12 +104,7 @@ def argv(machine: Machine) -> list[str]:
         "-display",
         "none",
         *_board(machine),
-        "-kernel",
-        str(machine.kernel),
-        "-initrd",
-        str(machine.initrd),
-        "-append",
-        machine.append,
+        *_boots(machine),
         "-chardev",
         f"socket,id=qmp,path={_escape(machine.qmp)},server=on,wait=off",
         "-mon",
@@ -133,6 +129,15 @@ def argv(machine: Machine) -> list[str]:
     return words
 
 
+def _boots(machine: Machine) -> list[str]:
+    words = ["-kernel", str(machine.kernel)]
+    if machine.initrd:
+        words += ["-initrd", str(machine.initrd)]
+    if machine.append:
+        words += ["-append", machine.append]
+    return words
+
+
 def _board(machine: Machine) -> list[str]:
     megabytes = machine.ram_bytes // 2**20
     board = [
@@ -145,9 +150,11 @@ def _board(machine: Machine) -> list[str]:
         "-smp",
         str(machine.cpus),
     ]
-    if machine.backing is Backing.SHARED:
-        board[1] += ",memory-backend=ram,aux-ram-share=on"
+    if machine.backing is not Backing.PRIVATE:
+        board[1] += ",memory-backend=ram"
         board += ["-object", f"memory-backend-memfd,id=ram,size={megabytes}M,share=on"]
+    if machine.backing is Backing.SHARED:
+        board[1] += ",aux-ram-share=on"
     return board
 
 

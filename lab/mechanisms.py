@@ -233,6 +233,7 @@ def localhost_block(block: Mapping[str, Any]) -> Block:
         name=block["name"],
         mechanism=block["mechanism"],
         used_bytes=block["size"],
+        handed_over_bytes=block.get("handed-over-bytes", 0),
         gifted_bytes=block["gifted-bytes"],
         copied_bytes=block["copied-bytes"],
         faulted_bytes=block["faulted-bytes"],
@@ -255,10 +256,30 @@ class Copy(Localhost):
     summary = "private memory through a socket, freed behind; two copies"
 
 
-#: Best first: the default is the first that both binaries have.
+class Handover(Localhost):
+    """Descriptors of shared memory: no copy.  Private blocks of the same guest go by gift."""
+
+    name = "handover"
+    summary = "passes descriptors of shared memory before the guest stops; no copy"
+    backing = Backing.MEMFD
+
+    def missing(self, old: Binary, new: Binary) -> str:
+        if lacking := super().missing(old, new):
+            return lacking
+        for side, binary in (("old", old), ("new", new)):
+            if self.name not in binary.localhost_mechanisms:
+                return (
+                    f"the localhost-migrate of the {side} QEMU ({binary.version}) has no "
+                    f"mechanism {self.name}"
+                )
+        return ""
+
+
+#: Best for private memory first: the default is the first that both binaries have.
 MECHANISMS: tuple[Mechanism, ...] = (
     Gift(),
     Copy(),
+    Handover(),
     Postcopy(),
     Precopy(),
     StopCopy(),

@@ -123,6 +123,9 @@ class Block(Model):
     name: str
     mechanism: str
     used_bytes: int | None = None
+    handed_over_bytes: int = Field(
+        default=0, description="stayed in place: their descriptor was passed and mapped"
+    )
     gifted_bytes: int = Field(
         default=0, description="vmspliced into a pipe; the kernel copies once on read"
     )

@@ -66,9 +66,26 @@ def test_shared_memory_for_cpr() -> None:
     assert words[words.index("-object") + 1].endswith("share=on")
 
 
+def test_shared_memory_for_handover() -> None:
+    words = cmdline.argv(dataclasses.replace(OLD, backing=Backing.MEMFD))
+    assert "aux-ram-share" not in " ".join(words)
+    assert words[words.index("-machine") + 1].endswith("memory-backend=ram")
+    assert words[words.index("-object") + 1].startswith("memory-backend-memfd,id=ram,")
+
+
 def test_two_incoming_channels_and_commas() -> None:
     new = successor(incoming=("unix:/m", cmdline.cpr_channel(Path("/c"))), sockets=Path("/a,b"))
     words = cmdline.argv(new)
     assert words.count("-incoming") == 2
     assert json.loads(words[-1])["addr"]["path"] == "/c"
     assert any("path=/a,,b/qmp" in word for word in words)
+
+
+def test_a_payload_boots_without_initramfs_and_command_line() -> None:
+    payload = dataclasses.replace(OLD, initrd=None, append="")
+    words = cmdline.argv(payload)
+    assert words[words.index("-kernel") + 1] == "/k"
+    assert "-initrd" not in words
+    assert "-append" not in words
+    linux = cmdline.argv(OLD)
+    assert [word for word in linux if word not in ("-initrd", "/i", "-append", "quiet")] == words

@@ -20,7 +20,11 @@ STOCK = Binary(
     frozenset({"migrate"}),
     frozenset({"normal", "cpr-transfer"}),
 )
-OURS = dataclasses.replace(STOCK, commands=frozenset({"migrate", "localhost-migrate"}))
+OURS = dataclasses.replace(
+    STOCK,
+    commands=frozenset({"migrate", "localhost-migrate"}),
+    localhost_mechanisms=frozenset({"copy", "gift", "handover"}),
+)
 
 
 def test_the_best_that_both_have() -> None:
@@ -34,6 +38,15 @@ def test_what_the_pair_lacks_is_said_of_the_side_that_lacks_it() -> None:
     old = dataclasses.replace(STOCK, migration_modes=frozenset({"normal"}))
     with pytest.raises(PreconditionError, match="no migration mode cpr-transfer"):
         choose("cpr-transfer", old, OURS)
+
+
+def test_handover_is_asked_of_both_binaries() -> None:
+    assert choose("handover", OURS, OURS).name == "handover"
+    earlier = dataclasses.replace(OURS, localhost_mechanisms=frozenset({"copy", "gift"}))
+    with pytest.raises(PreconditionError, match=r"localhost-migrate of the new QEMU .* handover"):
+        choose("handover", OURS, earlier)
+    with pytest.raises(PreconditionError, match=r"the old QEMU \(10\.0\.13\) has no command"):
+        choose("handover", STOCK, OURS)
 
 
 def test_an_unknown_name_lists_the_known() -> None:
@@ -53,6 +66,7 @@ def test_a_block_keeps_every_counter_apart() -> None:
         "name": "pc.ram",
         "mechanism": "gift",
         "size": 10,
+        "handed-over-bytes": 6,
         "gifted-bytes": 4,
         "copied-bytes": 1,
         "faulted-bytes": 2,
@@ -62,9 +76,10 @@ def test_a_block_keeps_every_counter_apart() -> None:
     found = Copy().blocks({"localhost": {"blocks": [block]}}, 10)
     assert found == [localhost_block(block)]
     assert (
+        found[0].handed_over_bytes,
         found[0].gifted_bytes,
         found[0].copied_bytes,
         found[0].faulted_bytes,
         found[0].zero_bytes,
         found[0].untouched_bytes,
-    ) == (4, 1, 2, 3, 5)
+    ) == (6, 4, 1, 2, 3, 5)

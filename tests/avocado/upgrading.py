@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the tests of an upgrade have in common, whatever the guest.
+
+A mixin: avocado finds tests without importing them, by classes that name avocado.Test themselves.
+"""
+
+import dataclasses
+from pathlib import Path
+
+from lab import options, pipeline
+from lab.errors import PreconditionError
+from lab.layout import Layout
+from lab.model import Limits, Outcome, Result, VerdictKind
+from lab.upgrade import Interfere
+
+#: What the second QEMU itself needs, as a share of a guest of 1 GiB, and the noise of a busy host.
+SECOND_QEMU = 0.15
+
+
+class Upgrading:
+    """Upgrades the guest that the test class names, and checks what every upgrade must keep."""
+
+    timeout = 600
+    guest = "tiny"
+
+    def upgrade(
+        self, mechanism: str, memory_ratio: float, interfere: Interfere | None = None
+    ) -> Result:
+        """Upgrade the guest and return the result; cancel when this host cannot do it."""
+        ram = options.size(self.params.get("ram", default="1G"))
+        wanted = options.UpgradeOptions(
+            guest=self.guest,
+            ram_bytes=ram,
+            touched_bytes=options.share(self.params.get("touch", default="75%"), ram),
+            dirty_rate=options.size(self.params.get("dirty_rate", default="50M")),
+            mechanism=mechanism,
+            accel=self.params.get("accel", default="auto"),
+            old=self.params.get("old", default="10.0"),
+            new=self.params.get("new", default="10.2"),
+            limits=Limits(memory_ratio=memory_ratio),
+            reproduce=f"./pageflip upgrade --guest {self.guest} --ram {ram} "
+            f"--mechanism {mechanism} --limit-memory-ratio {memory_ratio}",
+        )
+        layout = dataclasses.replace(Layout.default(), out=Path(self.outputdir))
+        try:
+            result = pipeline.upgrade_once(layout, wanted, interfere)
+        except PreconditionError as error:
+            self.cancel(f"{error.message} {error.hint}")
+        self.log.info("again: %s", wanted.reproduce)
+        for line in pipeline.as_json(result).splitlines():
+            self.log.info(line)
+        return result
+
+    def passes(self, mechanism: str, memory_ratio: float) -> Result:
+        """Upgrade, and assert integrity, the pause and the memory."""
+        result = self.upgrade(mechanism, memory_ratio)
+        self.assertEqual(result.reasons, [])
+        self.assertEqual(result.verdict, VerdictKind.PASS)
+        self.assertEqual(result.outcome, Outcome.UPGRADED)
+        self.assertEqual(result.integrity.bad_pages, 0)
+        self.assertEqual(result.integrity.pages_total * 4096, result.touched_bytes)
+        self.assertGreaterEqual(result.integrity.pages_checked_after, result.integrity.pages_total)
+        self.assertGreater(result.integrity.pages_dirtied, 0)
+        return result
+
+    def moved(self, result: Result, counter: str) -> int:
+        """Return a counter's sum over all blocks (bytes)."""
+        return sum(getattr(block, counter) for block in result.blocks)
