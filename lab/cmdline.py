@@ -103,6 +103,7 @@ def argv(machine: Machine) -> list[str]:
         "-no-user-config",
         "-display",
         "none",
+        *("-msg", "timestamp=on", "-trace", "runstate_set"),  # read by lab.tracelog
         *_board(machine),
         *_boots(machine),
         "-chardev",

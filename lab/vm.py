@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from lab import cmdline, run
+from lab import cmdline, run, tracelog
 from lab.channel import Control, Heart, agent_lines
 from lab.cmdline import Machine
 from lab.deadline import Deadline
@@ -54,8 +54,11 @@ class Vm:
 
     @property
     def events(self) -> list[Event]:
-        """The monitor's events so far; none before it is connected."""
-        return self.monitor.events if hasattr(self, "monitor") else []
+        """The monitor's events so far, and the resumes that it came too late to tell."""
+        heard = self.monitor.events if hasattr(self, "monitor") else []
+        if any(event.name == "RESUME" for event in heard):
+            return heard
+        return [*heard, *tracelog.resumes(self._output())]
 
     @property
     def dead(self) -> bool:
@@ -76,8 +79,11 @@ class Vm:
 
     def said(self) -> str:
         """Return the last lines that QEMU printed."""
-        text = self.log.read_text(encoding="utf-8", errors="replace") if self.log.exists() else ""
-        return "; ".join(line for line in text.splitlines()[-3:] if not line.startswith("+ "))
+        lines = tracelog.without(self._output()).splitlines()
+        return "; ".join([line for line in lines if line and not line.startswith("+ ")][-3:])
+
+    def _output(self) -> str:
+        return self.log.read_text(encoding="utf-8", errors="replace") if self.log.exists() else ""
 
     def running(self) -> bool:
         """Whether this QEMU says that it runs the guest; False when it says nothing any more."""
