@@ -8,7 +8,7 @@ import platform
 import re
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
@@ -110,6 +110,12 @@ class MemoryGroup:
             self._peak.seek(0)
             return int(self._peak.read())
         return int((self.path / "memory.peak").read_text(encoding="ascii"))
+
+    def watch(self) -> Callable[[], tuple[int, int]]:
+        """Begin a peak; what is returned gives usage at the beginning and the peak (bytes)."""
+        before = self.current()
+        self.reset_peak()
+        return lambda: (before, self.peak())
 
     def remove(self) -> None:
         """Remove the group; its processes have just been ended and leave it in a moment."""

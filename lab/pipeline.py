@@ -13,8 +13,6 @@ import argparse
 import dataclasses
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +29,7 @@ from lab.layout import Layout, socket_directory
 from lab.measure import downtime, integrity, memory
 from lab.measure.downtime import Window
 from lab.mechanisms import Mechanism
-from lab.model import Integrity, Memory, Outcome, Result, VerdictKind
+from lab.model import Integrity, Memory, Outcome, Result, Sample, VerdictKind
 from lab.options import UpgradeOptions, add_arguments, parse
 from lab.progress import note, step
 from lab.record import Record, as_json
@@ -66,19 +64,13 @@ def upgrade_once(
         factory(record.directory, group) as start,
     ):
         machine = old_machine(layout, options, pair, image, mechanism, sockets, record)
-        old = run_under_old(start, machine, options)
-        moved, used = move_and_sample(start, old, pair.new, mechanism, group, interfere)
-        record.write(
-            "upgrade",
-            {"failure": moved.failure, "outcome": moved.outcome, "query_migrate": moved.old_info},
-        )
+        plan = Plan(options, pair, mechanism, machine)
+        old = run_under_old(start, plan)
+        moved, used = move_and_sample(start, old, plan, group, interfere)
+        record.write("upgrade", moved.record())
         account = check_integrity(old, moved, options)
-        record.write(
-            "measure", {"memory": used.memory, "samples": used.samples, "integrity": account}
-        )
-        result = verdict(
-            options, record, pair, machine, mechanism, old, moved, used.memory, account
-        )
+        record.write("measure", {**used.record(), "integrity": account})
+        result = verdict(plan, record, old, moved, used, account)
     record.finish(result)
     return result
 
@@ -102,6 +94,16 @@ def check_host_and_names(layout: Layout, options: UpgradeOptions) -> None:
         f"moving a guest of {options.ram_bytes // 2**20} MiB"
         + (f" by {mechanism.name}" if mechanism else ""),
     )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What has been settled before the guest boots."""
+
+    options: UpgradeOptions
+    pair: Pair
+    mechanism: Mechanism
+    machine: Machine
 
 
 @dataclass(frozen=True)
@@ -177,10 +179,11 @@ def old_machine(
     return machine
 
 
-def run_under_old(start: VmFactory, machine: Machine, options: UpgradeOptions) -> Vm:
+def run_under_old(start: VmFactory, plan: Plan) -> Vm:
     """Boot the guest under the old QEMU and set its workload going."""
-    with step(f"boot {options.guest} under the old QEMU ({machine.accel})"):
-        old = start.boot("old", machine)
+    options = plan.options
+    with step(f"boot {options.guest} under the old QEMU ({plan.machine.accel})"):
+        old = start.boot("old", plan.machine)
     with step("fill the guest's memory (MiB)") as tick:
         integrity.fill(old.control, options.touched_bytes, options.dirty_rate, tick)
     listen(old.heart, old)
@@ -191,46 +194,40 @@ def run_under_old(start: VmFactory, machine: Machine, options: UpgradeOptions) -
 class Used:
     """Memory during the upgrade: the account, and every reading."""
 
-    memory: Memory | None
-    samples: list[Any]
+    memory: Memory
+    samples: list[Sample]
+
+    def record(self) -> dict[str, Any]:
+        """Return it for the run directory."""
+        return {"memory": self.memory, "samples": self.samples}
 
 
 def move_and_sample(
     start: VmFactory,
     old: Vm,
-    new: Binary,
-    mechanism: Mechanism,
+    plan: Plan,
     group: MemoryGroup | None,
     interfere: Interfere | None,
 ) -> tuple[Upgrade, Used]:
     """Upgrade, with the memory of both QEMUs watched from before the new one starts."""
-    sockets = old.machine.sockets.with_name("new")
+    mechanism, sockets = plan.mechanism, old.machine.sockets.with_name("new")
     successor = cmdline.successor(
         old.machine,
-        qemu=new.path,
+        qemu=plan.pair.new.path,
         firmware=old.machine.firmware,
         sockets=sockets,
         serial_log=start.directory / "new-serial.log",
         incoming=mechanism.incoming(dataclasses.replace(old.machine, sockets=sockets)),
     )
     before = memory.usage(old.pid)
-    with _peak_of(group) as peak, step(f"upgrade by {mechanism.name}"):
+    watched = group.watch() if group else None
+    with step(f"upgrade by {mechanism.name}"):
         fresh = start.start("new", successor)
         with memory.sampled(old.pid, fresh.pid) as sampler:
             moved = upgrade(start, old, fresh, mechanism, interfere)
             after = memory.usage(fresh.pid)
-    used = memory.summarise(before, sampler.samples, after, peak())
+    used = memory.summarise(before, sampler.samples, after, watched() if watched else None)
     return moved, Used(used, sampler.samples)
-
-
-@contextmanager
-def _peak_of(group: MemoryGroup | None) -> Iterator[Any]:
-    if group is None:
-        yield lambda: None
-        return
-    before = group.current()
-    group.reset_peak()
-    yield lambda: (before, group.peak())
 
 
 def listen(heart: Heart, vm: Vm) -> None:
@@ -260,56 +257,43 @@ def check_integrity(old: Vm, moved: Upgrade, options: UpgradeOptions) -> Integri
 
 
 def verdict(
-    options: UpgradeOptions,
-    record: Record,
-    pair: Pair,
-    machine: Machine,
-    mechanism: Mechanism,
-    old: Vm,
-    moved: Upgrade,
-    used: Memory | None,
-    account: Integrity,
+    plan: Plan, record: Record, old: Vm, moved: Upgrade, used: Used, account: Integrity
 ) -> Result:
     """Judge what was seen."""
-    upgraded = moved.outcome is Outcome.UPGRADED
+    options, mechanism = plan.options, plan.mechanism
+    window = Window(moved.start_ns, moved.end_ns)
     pause = downtime.pause(
-        old.heart.beats,
-        moved.new.heart.beats,
-        Window(moved.start_ns, moved.end_ns),
-        old.events,
-        moved.new.events,
+        old.heart.beats, moved.new.heart.beats, window, old.events, moved.new.events
     )
-    judged = judge(
-        options.limits,
-        Observation(
-            mechanism=mechanism.name,
-            outcome=moved.outcome,
-            failure=moved.failure,
-            pause_ms=pause,
-            memory=used,
-            integrity=account,
-        ),
+    seen = Observation(
+        mechanism=mechanism.name,
+        outcome=moved.outcome,
+        failure=moved.failure,
+        pause_ms=pause,
+        memory=used.memory,
+        integrity=account,
     )
+    judged = judge(options.limits, seen)
     return Result(
         verdict=judged.kind,
         reasons=judged.reasons,
         notes=judged.notes,
         outcome=moved.outcome,
         mechanism=mechanism.name,
-        accel=machine.accel,
+        accel=plan.machine.accel,
         guest=options.guest,
         ram_bytes=options.ram_bytes,
         touched_bytes=options.touched_bytes,
         dirty_rate=options.dirty_rate,
-        total_ms=(moved.end_ns - moved.start_ns) / 1e6 if upgraded else None,
+        total_ms=window.ms if moved.survivor_is_new else None,
         pause_ms=pause,
         phases_ms=mechanism.phases(moved.old_info, moved.new_start_ms),
-        memory=used,
+        memory=used.memory,
         integrity=account,
         blocks=mechanism.blocks(moved.old_info, options.ram_bytes),
         limits=options.limits,
-        old=pair.old.side(),
-        new=pair.new.side(),
+        old=plan.pair.old.side(),
+        new=plan.pair.new.side(),
         host=host.fingerprint(),
         run_directory=str(record.directory),
         reproduce=options.reproduce,

@@ -38,6 +38,14 @@ class Upgrade:
         """Whether the guest now runs under the new QEMU."""
         return self.outcome is Outcome.UPGRADED
 
+    def record(self) -> dict[str, Any]:
+        """Return it for the run directory."""
+        return {
+            "failure": self.failure,
+            "outcome": self.outcome,
+            "query_migrate": self.old_info,
+        }
+
 
 #: What a test does to the two QEMUs (old, new) as soon as the move has begun.
 Interfere = Callable[[Vm, Vm], None]

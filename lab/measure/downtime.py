@@ -23,6 +23,11 @@ class Window:
     start_ns: int
     end_ns: int
 
+    @property
+    def ms(self) -> float:
+        """Its length (ms)."""
+        return (self.end_ns - self.start_ns) / _NS_PER_MS
+
 
 @dataclass(frozen=True)
 class Numbers:
