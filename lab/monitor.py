@@ -52,6 +52,7 @@ class Monitor:
         self._events: list[Event] = []
         self._news = threading.Condition()
         self._loop = asyncio.new_event_loop()
+        self._pump_task: asyncio.Task[None] | None = None
         self._thread = threading.Thread(
             target=self._loop.run_forever, name=f"qmp-{name}", daemon=True
         )
@@ -154,12 +155,10 @@ class Monitor:
         self._loop.close()
 
     async def _shut(self) -> None:
+        if self._pump_task:
+            self._pump_task.cancel()
+            await asyncio.gather(self._pump_task, return_exceptions=True)
         await self._reset()
-        task = getattr(self, "_pump_task", None)
-        if task:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
 
     def start(self) -> None:
         """Start the thread that the event loop runs in."""
