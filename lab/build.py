@@ -18,7 +18,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from lab import config, fetch, firmware, patches, sources, toolchain
@@ -310,7 +310,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         metavar="WHAT",
         default=["all"],
-        help="old, new, guests, all (the default), a release (10.0), or stock:RELEASE",
+        help="old, new, a release (10.0), stock:RELEASE, guest-NAME, guests, all (the default)",
     )
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help="also put links to what was built there"
@@ -319,30 +319,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Carry out the verb: build, and print where it is."""
+    from lab import guest  # noqa: PLC0415 -- building QEMU must not need the guests
+
     layout = Layout.default()
-    wanted = []
-    for what in options.what:
-        wanted += ["old", "new", "guests"] if what == "all" else [what]
+    guests = [f"guest-{name}" for name in guest.load_guests(layout)]
+    several = {"all": ["old", "new", *guests], "guests": guests}
+    wanted = [one for what in options.what for one in several.get(what, [what])]
     for what in dict.fromkeys(wanted):
-        record = _guests(layout) if what == "guests" else asdict(by_name(layout, what))
-        _show(what, record, options.output)
+        if what in guests:
+            _show(what, vars(guest.build(what.removeprefix("guest-"), layout)), options.output)
+        else:
+            _show(f"qemu-{what}", vars(by_name(layout, what)), options.output)
     return ExitCode.PASS
 
 
-def _guests(layout: Layout) -> dict[str, object]:
-    from lab import guest  # noqa: PLC0415 -- building QEMU must not need the guests
-
-    return vars(guest.build("tiny", layout))
-
-
-def _show(what: str, record: dict[str, object], output: Path | None) -> None:
+def _show(name: str, record: dict[str, object], output: Path | None) -> None:
     """Print the paths, and link to them from `output`, with the record beside."""
     paths = {name: path for name, path in record.items() if isinstance(path, Path)}
-    for name, path in paths.items():
-        sys.stdout.write(f"{what} {name} {path}\n")
+    for part, path in paths.items():
+        sys.stdout.write(f"{name} {part} {path}\n")
     if output is None:
         return
-    name = what if what == "guests" else f"qemu-{what}"
     try:
         (output / name).mkdir(parents=True, exist_ok=True)
         for path in paths.values():

@@ -261,3 +261,9 @@ def test_the_guests_we_ship_are_well_formed() -> None:
 def test_init_is_clean_shell() -> None:
     init = CHECKOUT / "guests" / "tiny" / "init"
     subprocess.run(["sh", "-n", init], check=True)
+
+
+def test_meson_builds_every_guest() -> None:
+    default = Layout.default()
+    names = ", ".join(f"'{name}'" for name in guest.load_guests(default))
+    assert f"foreach guest : [{names}]" in (default.checkout / "meson.build").read_text()
