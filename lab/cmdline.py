@@ -24,11 +24,6 @@ class Backing(enum.StrEnum):
     SHARED = "shared"  # memfd with share=on and aux-ram-share=on, what cpr-transfer needs
     MEMFD = "memfd"  # memfd with share=on, all else private: what handover needs
 
-    @property
-    def is_default(self) -> bool:
-        """Whether a guest gets it without being asked for."""
-        return self is Backing.PRIVATE
-
 
 @dataclass(frozen=True)
 class Machine:

@@ -294,8 +294,9 @@ def named(name: str) -> Mechanism | None:
     for mechanism in MECHANISMS:
         if mechanism.name == name:
             return mechanism
-    known = ", ".join(mechanism.name for mechanism in MECHANISMS)
-    raise UsageError(f"there is no mechanism {name!r}", hint=f"one of: auto, {known}")
+    known = "".join(f"\n    {one.name:<13} {one.summary}" for one in MECHANISMS)
+    hint = f"take one of these, or auto for the best that both QEMUs have:{known}"
+    raise UsageError(f"there is no mechanism {name!r}", hint)
 
 
 def choose(name: str, old: Binary, new: Binary) -> Mechanism:
