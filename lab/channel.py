@@ -55,7 +55,6 @@ class Port:
         self._connected = threading.Event()
         self._thread = threading.Thread(target=self._serve, name=f"port-{path.name}", daemon=True)
         self._thread.start()
-        self.rest = b""
 
     def _serve(self) -> None:
         try:
@@ -64,10 +63,11 @@ class Port:
             return
         self._peer = peer
         self._connected.set()
+        rest = b""
         with suppress(OSError):
             while chunk := peer.recv(_CHUNK):
                 now = time.monotonic_ns()
-                *lines, self.rest = (self.rest + chunk).split(b"\n")
+                *lines, rest = (rest + chunk).split(b"\n")
                 for line in lines:
                     self._on_line(line, now)
 
@@ -181,11 +181,6 @@ class Heart:
             alive()
             if len(self.beats) >= count:
                 return
-
-    @property
-    def rest(self) -> bytes:
-        """The beginning of a line whose end has not come."""
-        return self._port.rest
 
     def close(self) -> None:
         """Close the port."""
