@@ -53,9 +53,9 @@ def upgrade_once(
     `interfere` is how the tests break things: it is called as soon as the move has begun.
     Raises LabError when the lab could not do its work; a failed upgrade is a result.
     """
-    check_host_and_names(layout, options)
+    given = check_host_and_names(layout, options)
     record = Record(layout.new_run())
-    pair = paired_build(layout, options, record)
+    pair = paired_build(layout, options, given, record)
     image = guest_image(layout, options, record)
     mechanism = mechanisms.choose(options.mechanism, pair.old, pair.new)
     with (
@@ -75,25 +75,27 @@ def upgrade_once(
     return result
 
 
-def check_host_and_names(layout: Layout, options: UpgradeOptions) -> None:
+def check_host_and_names(layout: Layout, options: UpgradeOptions) -> dict[str, Binary]:
     """Find out what cannot be before minutes are spent on a build.
+
+    Returns the binaries that were given by path, by that path.
 
     Raises UsageError for a name that nobody knows, PreconditionError without the memory.
     """
     mechanism = mechanisms.named(options.mechanism)
     guest.named(layout, options.guest)
     releases = config.load(layout.patches / "releases.toml")
-    for name in (options.old, options.new):
-        if "/" in name:
-            binary.inspect(Path(name))
-        else:
-            releases.get(name.removeprefix("stock:"))
+    names = {options.old, options.new}
+    given = {name: binary.inspect(Path(name)) for name in names if "/" in name}
+    for name in names - given.keys():
+        releases.get(name.removeprefix("stock:"))
     copies = 2 if mechanism and mechanism.doubles else 1
     host.require_memory(
         copies * (options.ram_bytes + _OVERHEAD),
         f"moving a guest of {options.ram_bytes // 2**20} MiB"
         + (f" by {mechanism.name}" if mechanism else ""),
     )
+    return given
 
 
 @dataclass(frozen=True)
@@ -115,19 +117,19 @@ class Pair:
     firmware: Path
 
 
-def paired_build(layout: Layout, options: UpgradeOptions, record: Record) -> Pair:
+def paired_build(
+    layout: Layout, options: UpgradeOptions, given: dict[str, Binary], record: Record
+) -> Pair:
     """Build what is asked for by release, take what is given by path."""
     built = {
         side: build.by_name(layout, name)
         for side, name in (("old", options.old), ("new", options.new))
-        if "/" not in name
+        if name not in given
     }
     record.write("sources", {side: made.source for side, made in built.items()})
     record.write("build", built)
     binaries = {
-        side: binary.inspect(built[side].qemu, name)
-        if side in built
-        else binary.inspect(Path(name))
+        side: binary.inspect(built[side].qemu, name) if side in built else given[name]
         for side, name in (("old", options.old), ("new", options.new))
     }
     return Pair(binaries["old"], binaries["new"], firmware.prepare(layout))

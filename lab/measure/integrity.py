@@ -13,7 +13,6 @@ from lab.measure import downtime
 from lab.model import Integrity
 from lab.progress import Tick
 
-PAGE_BYTES = 4096
 #: The slowest seen under TCG is some 100 MB/s; this is a tenth of it (bytes/s).
 _SLOWEST_RATE = 10 * 2**20
 
