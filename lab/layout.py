@@ -151,13 +151,14 @@ def abandoned(base: Path, pattern: str) -> Iterator[Path]:
 
 
 @contextmanager
-def socket_directory() -> Iterator[Path]:
+def socket_directory(*, roomy: bool = False) -> Iterator[Path]:
     """A short-named private directory for unix sockets, removed afterwards.
 
     A socket's path holds at most 107 bytes (unix(7)), which a deep checkout exceeds.  What a killed
-    run left is removed first.
+    run left is removed first.  With `roomy`, files as large as a guest may lie beside the sockets:
+    the user's runtime directory, which is memory, is not taken.
     """
-    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
+    runtime = "" if roomy else os.environ.get("XDG_RUNTIME_DIR", "")
     base = runtime if runtime and os.access(runtime, os.W_OK) else tempfile.gettempdir()
     for stale in abandoned(Path(base), f"{_PREFIX}*"):
         shutil.rmtree(stale, ignore_errors=True)

@@ -79,6 +79,15 @@ def test_sockets_have_short_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert not directory.exists()
 
 
+def test_a_roomy_directory_is_not_in_memory(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    with layouts.socket_directory() as small, layouts.socket_directory(roomy=True) as roomy:
+        assert small.parent == tmp_path
+        assert roomy.parent != tmp_path
+
+
 def test_the_submodules_directory_does_not_hide_qemu_qmp(tmp_path: Path) -> None:
     (tmp_path / "qemu" / "python").mkdir(parents=True)
     script = "import sys; sys.path.insert(0, '.'); import qemu.qmp; print(qemu.qmp.__name__)"
