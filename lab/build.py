@@ -16,8 +16,8 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +41,7 @@ _TELLING = re.compile(
 )
 _SHOWN_LINES = 12
 _MARKER = "built.json"
+_DRIVER = "tests/qtest/migration-test"
 
 
 @dataclass(frozen=True)
@@ -111,12 +112,34 @@ def by_name(layout: Layout, name: str) -> Built:
 
     Raises UsageError for a release that is not known, CannotTellError when it cannot be built.
     """
+    release, source, series, options = _named(layout, name)
+    return build(layout, release, source, series, options)
+
+
+def _named(layout: Layout, name: str) -> tuple[Release, Source, Series, BuildOptions]:
     releases = config.load(layout.patches / "releases.toml")
     release = releases.get(name.removeprefix("stock:"))
     stock = name.startswith("stock:")
     series = STOCK if stock else patches.load(layout.patches / release.name)
     source = sources.resolve(layout, release, releases.upstream.releases)
-    return build(layout, release, source, series, releases.build)
+    return release, source, series, releases.build
+
+
+def driver(layout: Layout, name: str) -> Path:
+    """Return the program migration-test of what `name` says (see `by_name`), built if need be.
+
+    It runs QEMUs that it is given and is a build of its own: theirs is not changed by it.
+    """
+    release, source, series, options = _named(layout, name)
+    options = options.model_copy(update={"targets": (_DRIVER,)})
+    recipe = _Recipe(layout, release, source, series, options, toolchain.find())
+    kept = recipe.directory / Path(_DRIVER).name
+    with _making(recipe, f"the migration tests of {recipe.title}"):
+        if not kept.is_file():
+            objects = _compiled(recipe)
+            (objects / _DRIVER).replace(kept)
+            _clear(recipe)
+    return kept
 
 
 def build(
@@ -130,22 +153,30 @@ def build(
     recipe = _Recipe(layout, release, source, series, options, toolchain.find())
     if built := _read(recipe.directory):
         return built
-    with locked(recipe.directory, f"waiting for another run that is building {recipe.title}"):
+    with _making(recipe, recipe.title):
         if built := _read(recipe.directory):
             return built
-        try:
-            _make(recipe)
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise
-            raise _disk_full(layout) from error
-        finally:
-            with suppress(OSError):  # it has something in it, most of the time
-                recipe.directory.rmdir()
+        _keep(recipe, _compiled(recipe))
+        _clear(recipe)
     built = _read(recipe.directory)
     if built is None:
         raise CannotTellError(f"{recipe.directory} was changed by somebody else", "build it again")
     return built
+
+
+@contextmanager
+def _making(recipe: _Recipe, title: str) -> Iterator[None]:
+    """Make the recipe's directory our own, and leave none behind that is empty."""
+    with locked(recipe.directory, f"waiting for another run that is building {title}"):
+        try:
+            yield
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            raise _disk_full(recipe.layout) from error
+        finally:
+            with suppress(OSError):  # it has something in it, most of the time
+                recipe.directory.rmdir()
 
 
 def existing(layout: Layout) -> list[Built]:
@@ -174,8 +205,11 @@ def _disk_full(layout: Layout) -> CannotTellError:
     )
 
 
-def _make(recipe: _Recipe) -> None:
-    """Unpack, patch, configure, compile, keep: each step begins where the last run ended."""
+def _compiled(recipe: _Recipe) -> Path:
+    """Unpack, patch, configure, compile: each step begins where the last run ended.
+
+    Returns the directory of the objects.
+    """
     recipe.directory.mkdir(parents=True, exist_ok=True)
     if shutil.disk_usage(recipe.directory).free < _NEEDED_BYTES:
         raise _disk_full(recipe.layout)
@@ -188,10 +222,13 @@ def _make(recipe: _Recipe) -> None:
     if not (objects / "configured").is_file():
         _configure(recipe, objects)
     _compile(recipe, objects)
-    _keep(recipe, objects)
-    # The key has no use for these any more, and they are twenty times the size of what it keeps.
-    shutil.rmtree(objects, ignore_errors=True)
-    shutil.rmtree(tree, ignore_errors=True)
+    return objects
+
+
+def _clear(recipe: _Recipe) -> None:
+    """Remove what the key has no use for: it is twenty times the size of what is kept."""
+    for name in ("obj", "src"):
+        shutil.rmtree(recipe.directory / name, ignore_errors=True)
 
 
 def _environment(recipe: _Recipe) -> dict[str, str]:

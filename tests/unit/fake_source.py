@@ -25,6 +25,7 @@ rule compile
   command = sh ../src/compile.sh $in $out
 build qemu-system-x86_64: compile ../src/emulator.sh
 build qemu-img: compile ../src/emulator.sh | qemu-system-x86_64
+build tests/qtest/migration-test: compile ../src/emulator.sh
 END
 """
 _COMPILE = r"""#!/bin/sh

@@ -301,3 +301,29 @@ def test_the_verb_links_and_records(
     assert (output / "qemu-new" / _QEMU).resolve() == built.qemu
     assert json.loads((output / "qemu-new.json").read_text())["sha256"] == built.sha256
     assert f"new qemu {built.qemu}" in capsys.readouterr().out
+
+
+def test_a_driver_is_made_once_and_apart_from_the_qemu_it_belongs_to(
+    make: Make,
+    layout: Layout,
+    fake: fake_source.FakeSource,
+    source: Source,
+    done: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    named = (fake.release, source, STOCK, fake_source.OPTIONS)
+    monkeypatch.setattr(build, "_named", lambda _layout, _name: named)
+    qemu = make()
+    program = build.driver(layout, "stock:9.9")
+    assert _done(done) == [
+        "configure",
+        _QEMU,
+        "qemu-img",
+        "configure",
+        "tests/qtest/migration-test",
+    ]
+    assert program.parent != qemu.qemu.parent
+    assert {path.name for path in program.parent.iterdir()} == {"migration-test", "build.log"}
+    assert build.driver(layout, "stock:9.9") == program
+    assert _done(done).count("configure") == 2
+    assert build.existing(layout) == [qemu]
