@@ -22,6 +22,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "check": ("lab.check", "run everything that tests this project"),
     "build": ("lab.build", "build the pair of QEMUs and the guest images"),
     "patches": ("lab.patches", "apply, refresh, export or lint the patch series"),
+    "regress": ("lab.regress", "compare patched QEMUs with stock ones, by QEMU's own tests"),
     "doctor": ("lab.doctor", "say what this host offers and what it lacks"),
 }
 

@@ -1,0 +1,276 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The verb `regress`: while nobody uses localhost-migrate, a patched QEMU behaves like a stock one.
+
+QEMU's own migration tests, by the drivers of both releases, are run from old to new with the stock
+pair and with the patched one, and compared test by test; so is what each QEMU says its devices'
+state looks like.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from lab import binary, build, config, firmware, qtests, sources, vmstate
+from lab.binary import Binary
+from lab.comparison import Comparison, Report, compare, markdown, show
+from lab.config import Release, Releases
+from lab.errors import PreconditionError, UsageError
+from lab.layout import Layout
+from lab.progress import step
+from lab.qtests import Bench, Stand, TestResult
+from lab.record import Record
+from lab.vmstate import Finding
+
+
+@dataclass(frozen=True)
+class RegressOptions:
+    """What is asked for.  ``old`` and ``new`` are the QEMUs under test: a release or a path."""
+
+    drivers: tuple[str, ...] = ("new", "old")
+    tests: str = ""
+    old: str = "old"
+    new: str = "new"
+    accel: str = "tcg"
+    thorough: bool = False
+    skip_vmstate: bool = False
+    out: Path | None = None
+    reproduce: str = "./pageflip regress"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of ``pageflip regress``."""
+    add = parser.add_argument
+    add("--tests", default="", metavar="REGEX", help="only tests whose name matches (default: all)")
+    add(
+        "--drivers",
+        default="new,old",
+        metavar="LIST",
+        help="the releases whose migration-test is run (default: %(default)s)",
+    )
+    add("--thorough", action="store_true", help="also the tests that QEMU calls slow or flaky")
+    add("--skip-vmstate", action="store_true", help="do not compare the devices' state")
+    add(
+        "--accel",
+        default="tcg",
+        choices=["tcg", "kvm"],
+        help="tcg (the default), or kvm where the tests find it good enough",
+    )
+    add("--old", default="old", metavar="REL|PATH", help="the old QEMU under test (default: old)")
+    add("--new", default="new", metavar="REL|PATH", help="the new QEMU under test (default: new)")
+    add("--out", type=Path, metavar="DIR", help="where run directories are made (default: ./out)")
+
+
+def parse(options: argparse.Namespace) -> RegressOptions:
+    """Return the options; raise UsageError for what cannot be."""
+    try:
+        re.compile(options.tests)
+    except re.error as error:
+        raise UsageError(f"--tests {options.tests!r}: {error}", "it is a Python regex") from error
+    drivers = tuple(filter(None, options.drivers.split(",")))
+    if not drivers:
+        raise UsageError("--drivers names none", hint="old, new, or both with a comma between")
+    words = ["./pageflip", "regress", "--drivers", options.drivers, "--accel", options.accel]
+    words += ["--old", options.old, "--new", options.new]
+    words += ["--tests", options.tests] if options.tests else []
+    words += ["--thorough"] if options.thorough else []
+    words += ["--skip-vmstate"] if options.skip_vmstate else []
+    return RegressOptions(
+        drivers=drivers,
+        tests=options.tests,
+        old=options.old,
+        new=options.new,
+        accel=options.accel,
+        thorough=options.thorough,
+        skip_vmstate=options.skip_vmstate,
+        out=options.out,
+        reproduce=shlex.join(words),
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Carry out the verb: 0 when nothing differs, 1 when something does."""
+    wanted = parse(options)
+    layout = Layout.default()
+    if wanted.out:
+        layout = replace(layout, out=wanted.out.absolute())
+    report = regress(layout, wanted)
+    show(report)
+    return report.exit_code
+
+
+def regress(layout: Layout, wanted: RegressOptions) -> Report:
+    """Compare stock and patched QEMUs, and leave regress.json and regress.md in the run directory.
+
+    Raises LabError when the lab could not do its work; what differs is in the report.
+    """
+    releases, drivers = _check(layout, wanted)
+    record = Record(layout.new_run())
+    qemus = _qemus(layout, releases, wanted, record)
+    sides = {name: one.side() for name, one in qemus.items()}
+    report = Report(sides, wanted.accel, wanted.reproduce, record.directory)
+    blobs = firmware.prepare(layout)
+    with ExitStack() as stack:
+        trials = [
+            stack.enter_context(_trial(layout, one, qemus, blobs, wanted, record.directory))
+            for one in drivers
+        ]
+        chosen = _chosen(trials, wanted.tests)
+        if not wanted.skip_vmstate:
+            report.vmstate.extend(_vmstate(layout, releases, qemus, blobs, record.directory))
+            record.write("vmstate", report.vmstate)
+        for trial, tests in chosen:
+            report.comparisons.extend(trial.run(tests))
+            record.write(f"qtests-{trial.release}", report.comparisons)
+    _keep(report)
+    return report
+
+
+def _check(layout: Layout, wanted: RegressOptions) -> tuple[Releases, list[Release]]:
+    """Find out what cannot be before minutes are spent on it."""
+    releases = config.load(layout.patches / "releases.toml")
+    drivers = [releases.get(name) for name in wanted.drivers]
+    for name in (wanted.old, wanted.new):
+        if "/" not in name:
+            releases.get(name.removeprefix("stock:"))
+    if wanted.accel == "kvm" and not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        raise PreconditionError("/dev/kvm cannot be used here", hint="use --accel tcg")
+    return releases, list({one.name: one for one in drivers}.values())
+
+
+def _qemus(
+    layout: Layout, releases: Releases, wanted: RegressOptions, record: Record
+) -> dict[str, Binary]:
+    """Return the stock pair, and the pair under test."""
+    names = {
+        "stock old": f"stock:{releases.old.name}",
+        "stock new": f"stock:{releases.new.name}",
+        "patched old": wanted.old,
+        "patched new": wanted.new,
+    }
+    qemus = {
+        what: binary.inspect(Path(name))
+        if "/" in name
+        else binary.inspect(build.by_name(layout, name).qemu, name)
+        for what, name in names.items()
+    }
+    record.write("build", {what: one.side() for what, one in qemus.items()})
+    if all(qemus[f"stock {x}"].sha256 == qemus[f"patched {x}"].sha256 for x in ("old", "new")):
+        raise PreconditionError(
+            "the QEMUs under test are the stock ones: there is nothing to compare",
+            hint="has the series patches? name QEMUs of yours with --old and --new",
+        )
+    return qemus
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One release's migration-test, ready to be run three times.
+
+    The stock tree's driver runs both pairs: it is the measure.  The patched tree's own driver runs
+    the patched pair too: the tests that both have must not have become others.
+    """
+
+    release: str
+    stock: Stand
+    patched: Stand
+    own: Stand
+
+    def run(self, tests: Sequence[str]) -> list[Comparison]:
+        """Run `tests` and compare."""
+        title = f"migration-test of {self.release}"
+        before = self.stock.run_all(tests, f"{title}, stock pair")
+        return [
+            self._compare(f"{title}, patched pair", before, self.patched),
+            self._compare(f"{title} with the series, patched pair", before, self.own),
+        ]
+
+    def _compare(self, title: str, before: Mapping[str, TestResult], other: Stand) -> Comparison:
+        after = other.run_all(list(before), title)
+        added = [test for test in other.names if test not in self.stock.names]
+        return compare(
+            title, before, after, lambda test: (self.stock.run(test), other.run(test)), added
+        )
+
+
+@contextmanager
+def _trial(
+    layout: Layout,
+    release: Release,
+    qemus: Mapping[str, Binary],
+    blobs: Path,
+    wanted: RegressOptions,
+    directory: Path,
+) -> Iterator[Trial]:
+    """Build the release's drivers and set them up with the pairs."""
+    own = build.driver(layout, release.name)
+    stock = Bench(
+        driver=build.driver(layout, f"stock:{release.name}"),
+        tree=sources.stock_tree(layout, sources.resolve(layout, release)),
+        old=qemus["stock old"].path,
+        new=qemus["stock new"].path,
+        firmware=blobs,
+        accel=wanted.accel,
+        thorough=wanted.thorough,
+    )
+    patched = replace(stock, old=qemus["patched old"].path, new=qemus["patched new"].path)
+    logs = directory / "qtests" / release.name
+    with (
+        qtests.stand(stock, logs / "stock") as one,
+        qtests.stand(patched, logs / "patched") as two,
+        qtests.stand(replace(patched, driver=own), logs / "patched-own-driver") as three,
+    ):
+        yield Trial(release.name, one, two, three)
+
+
+def _chosen(trials: Sequence[Trial], pattern: str) -> list[tuple[Trial, list[str]]]:
+    """Return the tests that match, for each driver that has any; raise UsageError for none."""
+    found = [
+        (trial, [test for test in trial.stock.names if re.search(pattern, test)])
+        for trial in trials
+    ]
+    if not any(tests for _, tests in found):
+        raise UsageError(
+            f"no test matches {pattern!r}", hint=f"one is called {trials[0].stock.names[0]}"
+        )
+    return [(trial, tests) for trial, tests in found if tests]
+
+
+def _vmstate(
+    layout: Layout,
+    releases: Releases,
+    qemus: Mapping[str, Binary],
+    blobs: Path,
+    directory: Path,
+) -> Iterator[Finding]:
+    """Compare what the four QEMUs say of their devices' state, by the new release's checker."""
+    tree = sources.stock_tree(layout, sources.resolve(layout, releases.new))
+    place = directory / "vmstate"
+    place.mkdir()
+    with step("compare the devices' state"):
+        for machine in vmstate.machines(releases.old.name):
+            dumps = {
+                what: vmstate.dump(
+                    one.path, blobs, machine, place / f"{machine}-{what.replace(' ', '-')}.json"
+                )
+                for what, one in qemus.items()
+            }
+            for which in ("old", "new"):
+                pair = dumps[f"stock {which}"], dumps[f"patched {which}"]
+                yield vmstate.same_release(tree, machine, which, *pair)
+            stock = vmstate.check(tree, dumps["stock old"], dumps["stock new"])
+            patched = vmstate.check(tree, dumps["patched old"], dumps["patched new"])
+            yield vmstate.same_upgrade(machine, stock, patched)
+
+
+def _keep(report: Report) -> None:
+    text = json.dumps(report.record(), indent=2) + "\n"
+    (report.directory / "regress.json").write_text(text, encoding="utf-8")
+    (report.directory / "regress.md").write_text(markdown(report), encoding="utf-8")
