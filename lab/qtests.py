@@ -37,6 +37,8 @@ _SKIP = re.compile(r"^\s*# SKIP\b\s*(?P<why>.*)$", re.IGNORECASE)
 #: What is TAP's, and says nothing of why.
 _TAP = re.compile(r"^\s*(?:#|$|TAP version|1\.\.\d|(?:not )?ok\b|Bail out!)")
 _BAIL = re.compile(r"^Bail out!\s*(?P<why>.*)$", re.MULTILINE)
+#: The driver prints QEMU's answer to a command that was to succeed.
+_ANSWER = re.compile(r'^#\s+"desc": (?P<words>".*"),?$', re.MULTILINE)
 _WRAPPER = """\
 #!/bin/sh
 # Started in place of QEMU by migration-test: adds the firmware, and takes some options away.
@@ -240,7 +242,8 @@ def parse(output: str, test: str, status: int) -> TestResult:
 def _why(output: str, said: re.Match[str] | None, status: int) -> str:
     """Return the words that tell most about a failure."""
     if (bail := _BAIL.search(output)) and bail["why"]:
-        return bail["why"]
+        answers = _ANSWER.findall(output, 0, bail.start())
+        return f"{bail['why']}; QEMU's last error: {answers[-1]}" if answers else bail["why"]
     if said and (rest := said["rest"].strip(" -")):
         return rest
     lines = [line for line in output.splitlines() if not _TAP.match(line)]

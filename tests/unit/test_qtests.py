@@ -22,6 +22,14 @@ TAP version 13
 """
 BAIL = "ERROR:../tests/qtest/migration/framework.c:1:check: assertion failed (bad == 0): (3 == 0)"
 
+ANSWER = """# {
+#     "error": {
+#         "class": "GenericError",
+#         "desc": "no"
+#     }
+# }
+"""
+
 
 @pytest.mark.parametrize(
     ("output", "status", "outcome", "reason"),
@@ -33,6 +41,12 @@ BAIL = "ERROR:../tests/qtest/migration/framework.c:1:check: assertion failed (ba
         (f"not ok 1 {TEST}\n", 1, Outcome.FAILED, "exit status 1"),
         (f"not ok 1 {TEST} - {BAIL}\n", -6, Outcome.FAILED, BAIL),
         (f"not ok 1 {TEST}\nBail out! {BAIL}\n", -6, Outcome.FAILED, BAIL),
+        (
+            f"{ANSWER}**\nBail out! {BAIL}\n",
+            -6,
+            Outcome.FAILED,
+            f'{BAIL}; QEMU\'s last error: "no"',
+        ),
         (f"# {TEST}\nBail out!\n", -6, Outcome.FAILED, "SIGABRT"),
         ("qemu: cannot\n", 1, Outcome.FAILED, "exit status 1: qemu: cannot"),
         (f"ok 1 {TEST}/below\n", 0, Outcome.FAILED, "exit status 0"),
