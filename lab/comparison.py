@@ -17,6 +17,9 @@ from lab.model import Side
 from lab.qtests import ABSENT, Outcome, TestResult
 from lab.vmstate import Finding
 
+#: How much of a device state that differs is put on the screen.
+_SHOWN_LINES = 12
+
 
 @dataclass(frozen=True)
 class Row:
@@ -42,7 +45,8 @@ class Row:
         """What there is to say of it; "": it passes, or is skipped, with both."""
         said = "DIFFERS" if self.differs else "" if self.agrees else "differed once"
         if self.again:
-            return f"{said}; run again: stock {self.again[0]}, patched {self.again[1]}"
+            stock, patched = self.again
+            return f"{said}; run again: stock {stock.outcome}, patched {patched.outcome}"
         return said or ("fails with stock too" if self.stock.outcome is Outcome.FAILED else "")
 
 
@@ -191,7 +195,8 @@ def show(report: Report, console: Console | None = None) -> None:
         if found.passed:  # what the checker says of any two releases is long: it is in regress.md
             console.print(Text(text + found.text.partition("\n")[0]))
         else:
-            console.print(Text(f"{text}DIFFERS\n{found.text}", style="red"))
+            few = "\n".join(found.text.splitlines()[:_SHOWN_LINES])
+            console.print(Text(f"{text}DIFFERS\n{few}", style="red"))
     passed = report.exit_code is ExitCode.PASS
     console.print(Text(report.verdict, style="bold green" if passed else "bold red"))
     console.print(Text(f"  all of it: {report.directory}/regress.md", style="dim"))

@@ -61,7 +61,9 @@ def test_a_difference_counts_when_it_comes_again(
     found = compare("t", {"/a": OK}, {"/a": FAILED}, lambda _: again)
     assert found.differs is differs
     word = "DIFFERS" if differs else "differed once"
-    assert found.rows[0].remark == f"{word}; run again: stock {again[0]}, patched {again[1]}"
+    assert found.rows[0].remark == (
+        f"{word}; run again: stock {again[0].outcome}, patched {again[1].outcome}"
+    )
 
 
 def report(*rows: Row, passed: bool = True) -> Report:
@@ -161,3 +163,6 @@ def test_the_screen_has_all_of_a_device_state_that_differs_and_a_line_of_one_tha
     assert "lines" not in shown(report())
     assert shown(report(passed=False))[-4:-2] == ["two", "lines"]
     assert "DIFFERS" in shown(report(passed=False))[-5]
+    long = report()
+    long.vmstate[:] = [Finding("pc", "old", passed=False, text="line\n" * 99)]
+    assert shown(long).count("line") == 12
