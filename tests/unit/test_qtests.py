@@ -112,7 +112,7 @@ _DRIVER = """#!/bin/sh
 cat scripts/marker
 touch "$TMPDIR/left"
 case "$*" in
-*-l) printf '# Start\\n/x/a\\n/x/a/b\\n/x/c\\n/x/dirty_ring\\n' ;;
+*-l) printf '# Start\\n/x/a\\n/x/a/b\\n/x/c\\n/x/dirty_ring\\n/x/vcpu_dirty_limit\\n' ;;
 *"-p /x/a -s /x/a/b") echo "ok 1 /x/a" ;;
 *"-p /x/c") echo "Bail out! $*"; exit 1 ;;
 *) sleep 60 ;;
@@ -162,7 +162,8 @@ def test_a_test_that_hangs_has_failed(
 
 def test_thorough_asks_for_the_slow_and_the_flaky(bench: Bench, tmp_path: Path) -> None:
     with qtests.stand(replace(bench, thorough=True, accel="kvm"), tmp_path / "logs") as stand:
-        assert stand.names == ["/x/flaky", "/x/a", "/x/a/b", "/x/c", "/x/dirty_ring"]
+        ring = ["/x/dirty_ring", "/x/vcpu_dirty_limit"]
+        assert stand.names == ["/x/flaky", "/x/a", "/x/a/b", "/x/c", *ring]
         assert stand.run("/x/c").reason == "--tap -k --full -m slow -p /x/c"
 
 
