@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
-from lab.model import Integrity, Limits, Memory, Model, Outcome, Pause, VerdictKind
+from lab.model import Integrity, Limits, Memory, Model, Outcome, Pause, Result, VerdictKind
 
 #: Clocks (a) and (b) that differ by more than this, and by more than half, are pointed out (ms).
 _DISAGREEMENT_MS = 20.0
@@ -38,6 +39,21 @@ def judge(limits: Limits, seen: Observation) -> Verdict:
     reasons = [*_outcome(seen), *_integrity(seen), *_pause(limits, seen), *_memory(limits, seen)]
     kind = VerdictKind.FAIL if reasons else VerdictKind.PASS
     return Verdict(kind, reasons, _notes(seen))
+
+
+def faults(result: Result) -> list[str]:
+    """Return the reasons of `result` that no limit, however generous, would take away."""
+    seen = Observation(
+        mechanism=result.mechanism,
+        outcome=result.outcome,
+        failure="",
+        pause_ms=result.pause_ms,
+        memory=result.memory,
+        integrity=result.integrity,
+    )
+    boundless = Limits(pause_ms=math.inf, memory_ratio=math.inf)
+    beyond = set(judge(result.limits, seen).reasons) - set(judge(boundless, seen).reasons)
+    return [reason for reason in result.reasons if reason not in beyond]
 
 
 def _outcome(seen: Observation) -> list[str]:
