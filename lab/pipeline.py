@@ -31,7 +31,7 @@ from lab.measure.downtime import Window
 from lab.mechanisms import Mechanism
 from lab.model import Integrity, Memory, Outcome, Result, Sample, VerdictKind
 from lab.options import UpgradeOptions, add_arguments, parse
-from lab.progress import note, step
+from lab.progress import note_once, step
 from lab.record import Record, as_json
 from lab.upgrade import Interfere, Upgrade, upgrade
 from lab.verdict import Observation, judge
@@ -166,7 +166,7 @@ def old_machine(
     )
     chosen = accel.choose(layout, options.accel, machine)
     if chosen.reason:
-        note(chosen.reason)
+        note_once(chosen.reason)
     machine = dataclasses.replace(machine, accel=chosen.accel)
     record.write(
         "run",
