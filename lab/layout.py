@@ -85,9 +85,9 @@ class Layout:
         """What the guest images are made of."""
         return self.checkout / "guests"
 
-    def new_run(self) -> Path:
-        """Make and return a fresh run directory, ``out/<time>-<random>``."""
-        name = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
+    def new_run(self, prefix: str = "") -> Path:
+        """Make and return a fresh run directory, ``out/<prefix><time>-<random>``."""
+        name = f"{prefix}{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
         run = self.out / name
         try:
             run.mkdir(parents=True)

@@ -60,41 +60,14 @@ class UpgradeOptions:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``pageflip upgrade``."""
     add = parser.add_argument
-    add(
-        "--guest",
-        default="tiny",
-        metavar="NAME",
-        help="guest: tiny (Linux) or micro (without Linux: more KVMs run it) (default: tiny)",
-    )
     add("--ram", default="2G", metavar="SIZE", help="guest RAM (default: 2G)")
-    add(
-        "--touch",
-        default="75%",
-        metavar="SIZE|PERCENT",
-        help="how much of it is filled and checked (default: 75%%)",
-    )
-    add(
-        "--dirty-rate",
-        default="50M",
-        metavar="SIZE",
-        help="how much of that the guest rewrites each second (default: 50M)",
-    )
     add(
         "--mechanism",
         default="auto",
         metavar="NAME",
         help="how the guest is moved (default: auto, the best that both QEMUs have)",
     )
-    add(
-        "--accel",
-        default="auto",
-        choices=["auto", "kvm", "tcg"],
-        help="accelerator (default: auto, KVM where it really runs the guest)",
-    )
-    add(
-        "--old", default="10.0", metavar="REL|PATH", help="the QEMU to upgrade from (default: 10.0)"
-    )
-    add("--new", default="10.2", metavar="REL|PATH", help="the QEMU to upgrade to (default: 10.2)")
+    add_shared(parser, dirty_rate="50M")
     add(
         "--limit-pause-ms",
         type=float,
@@ -109,8 +82,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="X",
         help="verdict: highest memory peak, as a ratio to before (default: %(default)g)",
     )
-    add("--out", type=Path, metavar="DIR", help="where run directories are made (default: ./out)")
     add("--json", action="store_true", help="print exactly result.json on stdout")
+
+
+def add_shared(parser: argparse.ArgumentParser, dirty_rate: str) -> None:
+    """Declare the options of every verb that upgrades a guest of the lab's own."""
+    add = parser.add_argument
+    add(
+        "--guest",
+        default="tiny",
+        metavar="NAME",
+        help="guest: tiny (Linux) or micro (without Linux: more KVMs run it) (default: tiny)",
+    )
+    add(
+        "--touch",
+        default="75%",
+        metavar="SIZE|PERCENT",
+        help="how much of its RAM is filled and checked (default: 75%%)",
+    )
+    add(
+        "--dirty-rate",
+        default=dirty_rate,
+        metavar="SIZE",
+        help="how much of that the guest rewrites each second (default: %(default)s)",
+    )
+    add(
+        "--accel",
+        default="auto",
+        choices=["auto", "kvm", "tcg"],
+        help="accelerator (default: auto, KVM where it really runs the guest)",
+    )
+    add(
+        "--old", default="10.0", metavar="REL|PATH", help="the QEMU to upgrade from (default: 10.0)"
+    )
+    add("--new", default="10.2", metavar="REL|PATH", help="the QEMU to upgrade to (default: 10.2)")
+    add("--out", type=Path, metavar="DIR", help="where run directories are made (default: ./out)")
 
 
 def parse(options: argparse.Namespace, layout: Layout | None = None) -> UpgradeOptions:
