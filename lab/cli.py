@@ -19,6 +19,7 @@ from lab.progress import console
 #: verb: (module, what it does).  A module exports add_arguments(parser) and run(options) -> int.
 VERBS: dict[str, tuple[str, str]] = {
     "upgrade": ("lab.pipeline", "upgrade a running guest from one QEMU to another and judge it"),
+    "bench": ("lab.bench", "compare mechanisms: many upgrades, interleaved, with statistics"),
     "check": ("lab.check", "run everything that tests this project"),
     "build": ("lab.build", "build the pair of QEMUs and the guest images"),
     "patches": ("lab.patches", "apply, refresh, export or lint the patch series"),

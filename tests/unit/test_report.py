@@ -78,9 +78,14 @@ def keys(kind: Any, prefix: str = "") -> list[str]:
     def walk(node: dict[str, Any], at: str) -> None:
         for name, child in node.get("properties", {}).items():
             found.append(at + name)
+            below = f"{at}{name}."
             for option in [child, child.get("items", {}), *child.get("anyOf", [])]:
-                if "$ref" in option:
-                    walk(definitions[option["$ref"].rsplit("/", 1)[1]], f"{at}{name}.")
+                follow(option, below)
+            follow(child.get("additionalProperties", {}), f"{below}NAME.")
+
+    def follow(option: dict[str, Any] | bool, at: str) -> None:
+        if isinstance(option, dict) and "$ref" in option:
+            walk(definitions[option["$ref"].rsplit("/", 1)[1]], at)
 
     walk(schema, prefix)
     return found

@@ -1,0 +1,292 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Compare mechanisms: the same upgrade again and again, in rounds, interleaved.
+
+Only ratios survive a noisy host, and only when what is compared was run side by side: each round
+runs every mechanism once, in another order.  ``docs/measuring.md`` is the method.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import shlex
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from lab import benchreport, binary, build, figures, guest, host, mechanisms, options
+from lab.errors import CannotTellError, ExitCode, PreconditionError, UsageError
+from lab.figures import WARM_UP, Bench, NotRun, Request, Turn, run_of
+from lab.layout import Layout, locked
+from lab.model import Result
+from lab.options import UpgradeOptions
+from lab.pipeline import upgrade_once
+from lab.progress import note, overall
+from lab.record import write_whole
+from lab.rounds import Slot, plan
+
+#: How one guest is upgraded; the tests have another one.
+Runner = Callable[[Layout, UpgradeOptions], Result]
+
+_FILE = "bench.json"
+#: What ratios are taken to where nothing else is said: what everybody has.
+_REFERENCE = "precopy"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of ``pageflip bench``."""
+    add = parser.add_argument
+    add(
+        "--mechanisms",
+        default="all",
+        metavar="A,B,...",
+        help="what is compared (default: all; what cannot be done here is skipped)",
+    )
+    add("--ram", default="2G", metavar="SIZE,...", help="guest RAM, or several (default: 2G)")
+    add(
+        "--repeats",
+        type=int,
+        default=5,
+        metavar="N",
+        help="rounds that count, after one that does not (default: 5)",
+    )
+    add(
+        "--reference",
+        metavar="NAME",
+        help=f"mechanism that ratios are taken to (default: {_REFERENCE}, or else the first)",
+    )
+    options.add_shared(parser, dirty_rate="0")
+    add(
+        "--resume",
+        type=Path,
+        metavar="DIR",
+        help="go on with the bench in DIR; nothing else can be asked for then",
+    )
+
+
+def parse(given: argparse.Namespace) -> Request:
+    """Return the request, every name and size of it checked; raise UsageError."""
+    names = given.mechanisms.split(",")
+    if names == ["all"]:
+        names = [mechanism.name for mechanism in mechanisms.MECHANISMS]
+    if "auto" in names:
+        raise UsageError("--mechanisms auto: a bench compares what is named", "leave it out")
+    for name in names:
+        mechanisms.named(name)
+    ram = given.ram.split(",")
+    _refuse_doubles("--mechanisms", names)
+    _refuse_doubles("--ram", [options.size(text) for text in ram])
+    if given.repeats < 1:
+        raise UsageError(f"--repeats {given.repeats}: at least one round has to count")
+    reference = given.reference or (_REFERENCE if _REFERENCE in names else names[0])
+    if reference not in names:
+        raise UsageError(f"--reference {reference}: it is not among the mechanisms compared")
+    request = Request(
+        mechanisms=names,
+        ram=ram,
+        touch=given.touch,
+        dirty_rate=given.dirty_rate,
+        repeats=given.repeats,
+        reference=reference,
+        guest=given.guest,
+        accel=given.accel,
+        old=given.old,
+        new=given.new,
+    )
+    plan(request)  # every size of it fits
+    return request
+
+
+def _refuse_doubles(option: str, values: Sequence[object]) -> None:
+    if len(set(values)) < len(values):
+        raise UsageError(f"{option}: the same is named twice")
+
+
+@dataclass
+class Session:
+    """A bench that is going on, in its directory."""
+
+    directory: Path
+    layout: Layout
+    bench: Bench
+    runner: Runner
+    #: Whether the last run was one that the lab could not tell of.
+    troubled: bool = False
+
+    def go(self) -> None:
+        """Do all runs that are left; whatever ends them, what there is has been kept."""
+        slots = plan(self.bench.request)
+        self._keep()
+        with overall("bench") as told:
+            while left := self._left(slots):
+                done = len(self.bench.runs) + len(self.bench.troubles)
+                told(done, done + len(left), f"{left[0].title}  {self.time_left(left)}")
+                said = self._once(left[0])
+                note(f"{done + 1}/{done + len(left)}  {left[0].title}: {benchreport.flat(said)}")
+        self._keep(finished=not self.bench.troubles)
+
+    def _left(self, slots: Sequence[Slot]) -> list[Slot]:
+        turns: list[Turn] = [*self.bench.runs, *self.bench.troubles]
+        done = {(turn.round, turn.ram_bytes, turn.mechanism) for turn in turns}
+        never = {(entry.ram_bytes, entry.mechanism) for entry in self.bench.inapplicable}
+        return [s for s in slots if (s.round, *s.pair) not in done and s.pair not in never]
+
+    def _once(self, slot: Slot) -> str:
+        """Do one run, keep what came of it, and return it in a few words.
+
+        What the lab cannot do is kept as well and the bench goes on; twice in a row ends it.
+        """
+        begun = time.monotonic()
+        try:
+            result = self.runner(self.layout, slot.options)
+        except PreconditionError as error:
+            entry = self._not_run(slot, error)
+            self._keep(inapplicable=[*self.bench.inapplicable, entry])
+            return error.message
+        except CannotTellError as error:
+            again, self.troubled = self.troubled, True
+            self._keep(troubles=[*self.bench.troubles, self._not_run(slot, error)])
+            if again:
+                raise
+            return f"the lab could not tell: {error.message}"
+        self.troubled = False
+        self._same_pair(result)
+        directory = Path(result.run_directory).name
+        run = run_of(result, slot.round, round(time.monotonic() - begun, 1), directory)
+        self._keep(runs=[*self.bench.runs, run], old=result.old, new=result.new)
+        return benchreport.one_line(run)
+
+    @staticmethod
+    def _not_run(slot: Slot, error: CannotTellError) -> NotRun:
+        ram_bytes, mechanism = slot.pair
+        return NotRun(
+            round=slot.round, ram_bytes=ram_bytes, mechanism=mechanism, reason=error.message
+        )
+
+    def _same_pair(self, result: Result) -> None:
+        for side, before, now in (
+            ("old", self.bench.old, result.old),
+            ("new", self.bench.new, result.new),
+        ):
+            if before and before.sha256 != now.sha256:
+                raise UsageError(
+                    f"the {side} QEMU ({now.path}) is no longer the one this bench began with",
+                    hint="begin a new bench: runs of different binaries are not mixed",
+                )
+
+    def _keep(self, **news: object) -> None:
+        bench = self.bench.model_copy(update=news)
+        self.bench = bench.model_copy(update={"summary": figures.summarise(bench)})
+        write_whole(self.directory / _FILE, self.bench.model_dump_json(indent=2) + "\n")
+
+    def time_left(self, left: Sequence[Slot]) -> str:
+        """Return how long `left` may take, in words; nothing before there is a run to go by."""
+        runs = self.bench.runs
+        if not runs:
+            return ""
+        everything = [run.took_s for run in runs]
+        seconds = sum(
+            statistics.mean([r.took_s for r in runs if r.ram_bytes == slot.pair[0]] or everything)
+            for slot in left
+        )
+        time_left = f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
+        return f"about {time_left} left"
+
+
+def exit_code(bench: Bench) -> ExitCode:
+    """Return what a bench says to the shell."""
+    if any(run.faults for run in bench.runs):
+        return ExitCode.FAIL
+    counted = any(run.round != WARM_UP for run in bench.runs)
+    return ExitCode.PASS if counted and not bench.troubles else ExitCode.CANNOT_TELL
+
+
+def begin(layout: Layout, request: Request, runner: Runner) -> Session:
+    """Make a bench directory and return the session that is to fill it."""
+    directory = layout.new_run("bench-")
+    bench = Bench(
+        started=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=request.command,
+        request=request,
+        host=host.fingerprint(),
+    )
+    return Session(directory, dataclasses.replace(layout, out=directory), bench, runner)
+
+
+def resume(layout: Layout, directory: Path, runner: Runner) -> Session:
+    """Return the session that goes on with the bench in `directory`; raise UsageError."""
+    path = directory / _FILE
+    try:
+        bench = Bench.model_validate_json(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}", "name a directory out/bench-...") from error
+    except ValidationError as error:
+        raise UsageError(f"{path}: {error}", "it is of another version of pageflip") from error
+    if (here := host.fingerprint()) != bench.host:
+        raise UsageError(
+            f"{path} was begun on another machine or kernel: {bench.host} there, {here} here",
+            hint="begin a new bench: runs of different hosts are not mixed",
+        )
+    bench = bench.model_copy(update={"troubles": []})  # those are tried again
+    return Session(directory, dataclasses.replace(layout, out=directory), bench, runner)
+
+
+def carry_out(session: Session) -> ExitCode:
+    """Do the runs, and show what there is however they end."""
+    try:
+        session.go()
+    finally:
+        benchreport.write(session.bench, session.directory / "bench.md")
+        benchreport.show(session.bench)
+        note(f"bench directory: {session.directory}")
+        if not session.bench.finished:
+            again = shlex.join(["./pageflip", "bench", "--resume", str(session.directory)])
+            note(f"not finished; to go on: {again}")
+    return exit_code(session.bench)
+
+
+def prepare(layout: Layout, request: Request) -> None:
+    """Build what is missing before anything is run; raise UsageError for names nobody knows."""
+    for name in dict.fromkeys((request.old, request.new)):
+        if "/" in name:
+            binary.inspect(Path(name))
+        else:
+            build.by_name(layout, name)
+    guest.build(request.guest, layout)
+
+
+def run(given: argparse.Namespace) -> int:
+    """Do what ``pageflip bench`` says."""
+    layout = Layout.default()
+    if given.resume:
+        _nothing_else(given)
+        directory = given.resume.absolute()
+        if not directory.is_dir():
+            raise UsageError(f"{directory}: there is no such directory")
+        with locked(directory / _FILE, "waiting for another run that is working on this bench"):
+            session = resume(layout, directory, upgrade_once)
+            prepare(layout, session.bench.request)
+            return carry_out(session)
+    request = parse(given)
+    if given.out:
+        layout = dataclasses.replace(layout, out=given.out.absolute())
+    prepare(layout, request)
+    session = begin(layout, request, upgrade_once)
+    with locked(session.directory / _FILE):
+        return carry_out(session)
+
+
+def _nothing_else(given: argparse.Namespace) -> None:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    for name, default in vars(parser.parse_args([])).items():
+        if name != "resume" and getattr(given, name) != default:
+            raise UsageError(
+                f"--{name.replace('_', '-')} cannot be given with --resume",
+                hint="a bench goes on as it was begun; begin a new one for something else",
+            )

@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A bench as it is kept in ``bench.json``: what was asked, every run, and what they come to.
+
+``docs/measuring.md`` explains every key.  As everywhere, units stand in the names, and a value that
+could not be had is null.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable
+from typing import Literal
+
+from pydantic import Field
+
+from lab import mechanisms
+from lab.cmdline import Backing
+from lab.model import Host, Memory, Model, Result, Side
+from lab.statistics import Estimate, estimate, ratios
+from lab.verdict import faults
+
+#: The round whose runs are not counted.
+WARM_UP = 0
+
+
+class Request(Model):
+    """What the user asked for, sizes as they were written."""
+
+    mechanisms: list[str]
+    ram: list[str]
+    touch: str
+    dirty_rate: str
+    repeats: int
+    reference: str
+    guest: str
+    accel: str
+    old: str
+    new: str
+
+    @property
+    def command(self) -> str:
+        """The command line that asks for the same again, every default spelt out."""
+        words = ["./pageflip", "bench"]
+        for name, value in self.model_dump().items():
+            text = ",".join(value) if isinstance(value, list) else str(value)
+            words += [f"--{name.replace('_', '-')}", text]
+        return shlex.join(words)
+
+
+class Figures(Model):
+    """What is compared of a run."""
+
+    pause_qmp_ms: float | None
+    pause_outside_ms: float | None
+    pause_inside_ms: float | None
+    total_ms: float | None
+    memory_ratio: float | None
+    memory_pss_ratio: float | None
+    huge_pages_kept: float | None = Field(
+        description="AnonHugePages of the new QEMU afterwards / of the old one before"
+    )
+
+
+class Turn(Model):
+    """Which run of a bench."""
+
+    round: int = Field(description="0 is the warm-up, which is not counted")
+    ram_bytes: int
+    mechanism: str
+
+
+class Run(Turn):
+    """One upgrade."""
+
+    faults: list[str] = Field(description="why it failed; its figures are not counted then")
+    figures: Figures
+    noise_ms: float | None = Field(description="longest heartbeat gap in the second before")
+    touched_bytes: int
+    accel: str
+    memory_method: Literal["cgroup", "pss"] | None
+    took_s: float = Field(description="the whole run: boot, fill, upgrade, check")
+    run_directory: str = Field(description="inside the bench directory")
+
+
+class NotRun(Turn):
+    """A run that is not there, and why."""
+
+    reason: str
+
+
+class Row(Model):
+    """What the counted runs of one mechanism at one RAM size come to."""
+
+    ram_bytes: int
+    mechanism: str
+    failed: int = Field(description="runs that failed, the warm-up's included")
+    figures: dict[str, Estimate]
+    ratios: dict[str, Estimate] = Field(
+        description="the same figures divided by the reference's of the same round"
+    )
+
+
+class Bench(Model):
+    """Everything a bench leaves behind."""
+
+    schema_version: Literal[1] = 1
+    finished: bool = False
+    started: str
+    command: str
+    request: Request
+    host: Host
+    old: Side | None = None
+    new: Side | None = None
+    inapplicable: list[NotRun] = Field(default_factory=list)
+    troubles: list[NotRun] = Field(default_factory=list)
+    runs: list[Run] = Field(default_factory=list)
+    summary: list[Row] = Field(default_factory=list)
+
+
+def run_of(result: Result, number: int, took_s: float, directory: str) -> Run:
+    """Return what a bench keeps of `result`, which belongs to round `number`."""
+    pause, memory = result.pause_ms, result.memory
+    return Run(
+        round=number,
+        ram_bytes=result.ram_bytes,
+        mechanism=result.mechanism,
+        faults=faults(result),
+        figures=Figures(
+            pause_qmp_ms=pause.qmp,
+            pause_outside_ms=pause.outside,
+            pause_inside_ms=pause.inside,
+            total_ms=result.total_ms,
+            memory_ratio=memory.ratio if memory else None,
+            memory_pss_ratio=memory.pss_ratio if memory else None,
+            huge_pages_kept=_huge_pages_kept(result.mechanism, memory),
+        ),
+        noise_ms=pause.outside_before,
+        touched_bytes=result.touched_bytes,
+        accel=result.accel,
+        memory_method=memory.method if memory else None,
+        took_s=took_s,
+        run_directory=directory,
+    )
+
+
+def _huge_pages_kept(name: str, memory: Memory | None) -> float | None:
+    """Return the share of huge pages that were kept; None for shared RAM, which has no such."""
+    mechanism = mechanisms.named(name)
+    if not mechanism or mechanism.backing is not Backing.PRIVATE:
+        return None
+    if not memory or not memory.old_huge_bytes or memory.new_huge_bytes is None:
+        return None
+    return memory.new_huge_bytes / memory.old_huge_bytes
+
+
+def summarise(bench: Bench) -> list[Row]:
+    """Return one row for each RAM size and mechanism that was run, in the order asked for."""
+    rows = []
+    for ram_bytes in dict.fromkeys(run.ram_bytes for run in bench.runs):
+        here = [run for run in bench.runs if run.ram_bytes == ram_bytes]
+        reference = _by_round(run for run in here if run.mechanism == bench.request.reference)
+        for mechanism in bench.request.mechanisms:
+            mine = [run for run in here if run.mechanism == mechanism]
+            if mine:
+                rows.append(_row(mine, reference))
+    return rows
+
+
+def _row(runs: list[Run], reference: dict[str, dict[int, float]]) -> Row:
+    by_round = _by_round(runs)
+    figures = {name: estimate(list(values.values())) for name, values in by_round.items()}
+    compared = {
+        name: estimate(ratios(values, reference[name])) for name, values in by_round.items()
+    }
+    return Row(
+        ram_bytes=runs[0].ram_bytes,
+        mechanism=runs[0].mechanism,
+        failed=sum(bool(run.faults) for run in runs),
+        figures={name: found for name, found in figures.items() if found},
+        ratios={name: found for name, found in compared.items() if found},
+    )
+
+
+def _by_round(runs: Iterable[Run]) -> dict[str, dict[int, float]]:
+    """Return for each figure its value in each round that counts."""
+    good = [run for run in runs if run.round != WARM_UP and not run.faults]
+    return {
+        name: {
+            run.round: value for run in good if (value := getattr(run.figures, name)) is not None
+        }
+        for name in Figures.model_fields
+    }

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Which run comes when: rounds of every mechanism, interleaved and balanced.  Pure."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lab import options
+from lab.figures import WARM_UP, Request
+from lab.model import Limits
+from lab.options import UpgradeOptions
+
+
+def order(names: Sequence[str], number: int) -> list[str]:
+    """Return `names` in the order of round `number`.
+
+    A rotation alone would have nearly every mechanism always follow the same one.  These are the
+    rows of a Latin square that is balanced for the one before (E. J. Williams, "Experimental
+    designs balanced for the estimation of residual effects of treatments", Australian Journal of
+    Scientific Research A 2 (1949), 149-168): in n rounds, or 2n when n is odd, each mechanism is
+    at every place, and follows every other one, equally often.
+    """
+    n = len(names)
+    zigzag = [step // 2 + 1 if step % 2 else -(step // 2) for step in range(n)]
+    row = [names[(place + number) % n] for place in zigzag]
+    return row[::-1] if n % 2 and number % 2 else row
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One run of the plan."""
+
+    round: int
+    options: UpgradeOptions
+
+    @property
+    def pair(self) -> tuple[int, str]:
+        """What is run: RAM size and mechanism."""
+        return self.options.ram_bytes, self.options.mechanism
+
+    @property
+    def title(self) -> str:
+        """It in words."""
+        turn = "warm-up" if self.round == WARM_UP else f"round {self.round}"
+        return f"{self.options.mechanism}, {self.options.ram_bytes // 2**20} MiB, {turn}"
+
+
+def plan(request: Request) -> list[Slot]:
+    """Return every run in its order; raise UsageError for a size that cannot be."""
+    return [
+        Slot(number, _upgrade_options(request, ram, mechanism))
+        for ram in request.ram
+        for number in range(request.repeats + 1)
+        for mechanism in order(request.mechanisms, number)
+    ]
+
+
+def _upgrade_options(request: Request, ram: str, mechanism: str) -> UpgradeOptions:
+    return options.parse(
+        argparse.Namespace(
+            guest=request.guest,
+            ram=ram,
+            touch=request.touch,
+            dirty_rate=request.dirty_rate,
+            mechanism=mechanism,
+            accel=request.accel,
+            old=request.old,
+            new=request.new,
+            limit_pause_ms=Limits().pause_ms,
+            limit_memory_ratio=Limits().memory_ratio,
+            json=False,
+            out=None,
+        )
+    )

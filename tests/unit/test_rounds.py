@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Which run comes when."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import pairwise
+
+import fake_bench
+import pytest
+
+from lab.rounds import order, plan
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 6, 7])
+def test_each_follows_every_other_equally_often(n: int) -> None:
+    names = [f"m{place}" for place in range(n)]
+    rounds = [order(names, number) for number in range(n if n % 2 == 0 else 2 * n)]
+    assert all(sorted(row) == names for row in rounds)
+    follows = Counter(pair for row in rounds for pair in pairwise(row))
+    assert set(follows.values()) == ({len(rounds) // n} if n > 1 else set())
+    assert len(follows) == n * (n - 1)
+    places = Counter((name, place) for row in rounds for place, name in enumerate(row))
+    assert set(places.values()) == {len(rounds) // n}
+    assert len(places) == n * n
+
+
+@pytest.mark.parametrize("n", [3, 4, 5, 6, 7])
+def test_few_rounds_are_enough_for_nobody_to_follow_always_the_same(n: int) -> None:
+    names = [f"m{place}" for place in range(n)]
+    rounds = [order(names, number) for number in range(3)]
+    before = [{row.index(name) and row[row.index(name) - 1] for row in rounds} for name in names]
+    assert all(len(seen) > 1 for seen in before)
+
+
+def test_a_plan_is_sizes_then_rounds_then_mechanisms() -> None:
+    request = fake_bench.request("--mechanisms", "gift,copy", "--ram", "1G,2G", "--repeats", "2")
+    slots = [(s.pair[0] // 2**30, s.round, s.pair[1]) for s in plan(request)]
+    assert slots == [
+        (size, number, name)
+        for size in (1, 2)
+        for number, names in enumerate((("gift", "copy"), ("copy", "gift"), ("gift", "copy")))
+        for name in names
+    ]
+
+
+def test_every_slot_is_the_upgrade_that_was_asked_for() -> None:
+    request = fake_bench.request(
+        "--mechanisms", "copy", "--ram", "1G", "--touch", "25%", "--dirty-rate", "3M",
+        "--accel", "tcg", "--guest", "micro", "--old", "/a b/qemu",
+    )  # fmt: skip
+    for slot in plan(request):
+        wanted = slot.options
+        assert (wanted.touched_bytes, wanted.dirty_rate) == (2**28, 3 * 2**20)
+        assert (wanted.accel, wanted.guest, wanted.old) == ("tcg", "micro", "/a b/qemu")
+        assert "--mechanism copy" in wanted.reproduce
