@@ -193,7 +193,7 @@ def show(report: Report, console: Console | None = None) -> None:
     for found in report.vmstate:
         text = f"  {found.machine}, {found.what}: "
         if found.passed:  # what the checker says of any two releases is long: it is in regress.md
-            console.print(Text(text + found.text.partition("\n")[0]))
+            console.print(Text(text + found.text.partition("\n")[0].removesuffix(":")))
         else:
             few = "\n".join(found.text.splitlines()[:_SHOWN_LINES])
             console.print(Text(f"{text}DIFFERS\n{few}", style="red"))
