@@ -52,11 +52,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All tests of one driver; ``added`` are those that only the patched pair's driver has."""
+    """All tests of one driver; ``added`` are those that only the patched pair's driver has.
+
+    There is nothing to compare those with: they must pass.
+    """
 
     title: str
     rows: list[Row]
-    added: list[str] = field(default_factory=list)
+    added: dict[str, TestResult] = field(default_factory=dict)
 
     def count(self, outcome: Outcome) -> tuple[int, int]:
         """Return how many tests came to `outcome` with the stock pair and with the patched one."""
@@ -68,13 +71,18 @@ class Comparison:
         """Whether any test came to different things."""
         return any(row.differs for row in self.rows)
 
+    @property
+    def broken(self) -> list[str]:
+        """The series' own tests that failed."""
+        return [test for test, one in self.added.items() if one.outcome is Outcome.FAILED]
+
 
 def compare(
     title: str,
     stock: Mapping[str, TestResult],
     patched: Mapping[str, TestResult],
     rerun: Callable[[str], tuple[TestResult, TestResult]],
-    added: Sequence[str] = (),
+    added: Mapping[str, TestResult] | None = None,
 ) -> Comparison:
     """Compare test by test what `stock` has; what differs is run again, once, with both.
 
@@ -87,7 +95,7 @@ def compare(
             row if row.agrees or row.patched is ABSENT else replace(row, again=rerun(row.test))
             for row in rows
         ],
-        list(added),
+        dict(added or {}),
     )
 
 
@@ -104,16 +112,25 @@ class Report:
 
     @property
     def exit_code(self) -> ExitCode:
-        """FAIL when anything differs; CANNOT_TELL when a driver's tests all fail with stock."""
-        if any(one.differs for one in self.comparisons) or not all(f.passed for f in self.vmstate):
+        """FAIL when anything differs or a test of the series' own fails.
+
+        CANNOT_TELL when a driver's tests all fail with stock.
+        """
+        if any(one.differs or one.broken for one in self.comparisons):
             return ExitCode.FAIL
-        if not all(one.count(Outcome.OK)[0] for one in self.comparisons):
+        if not all(f.passed for f in self.vmstate):
+            return ExitCode.FAIL
+        if not all(one.count(Outcome.OK)[0] for one in self.comparisons if one.rows):
             return ExitCode.CANNOT_TELL
         return ExitCode.PASS
 
     @property
     def verdict(self) -> str:
         """The exit code in words."""
+        if any(one.broken for one in self.comparisons):
+            return "BROKEN: tests of the series' own fail"
+        if not self.vmstate and not any(one.rows for one in self.comparisons):
+            return "PASSED: the series' own tests; nothing was compared"
         return {
             ExitCode.PASS: "SAME: the patched QEMUs behave like the stock ones",
             ExitCode.FAIL: "DIFFERENT: the patched QEMUs do not behave like the stock ones",
@@ -130,7 +147,7 @@ class Report:
                 {
                     "title": one.title,
                     "rows": [{**dataclasses.asdict(r), "remark": r.remark} for r in one.rows],
-                    "added": one.added,
+                    "added": {test: dataclasses.asdict(r) for test, r in one.added.items()},
                 }
                 for one in self.comparisons
             ],
@@ -146,6 +163,13 @@ def counts(comparison: Comparison) -> Iterator[tuple[str, str]]:
             yield outcome, f"{stock} stock, {patched} patched"
 
 
+def own(comparison: Comparison) -> Iterator[str]:
+    """Yield what the series' own tests came to."""
+    for outcome in Outcome:
+        if number := sum(one.outcome is outcome for one in comparison.added.values()):
+            yield f"{outcome}, the series' own: {number}"
+
+
 def markdown(report: Report) -> str:
     """Return the whole report as regress.md has it."""
     lines = [f"# {report.verdict}", "", f"    {report.reproduce}", ""]
@@ -154,10 +178,10 @@ def markdown(report: Report) -> str:
     for one in report.comparisons:
         lines += ["", f"## {one.title}", ""]
         lines += [f"- {outcome}: {number}" for outcome, number in counts(one)]
-        if one.added:
-            lines += [f"- not compared, only the series' driver has them: {len(one.added)} tests"]
+        lines += [f"- {text}" for text in own(one)]
         lines += ["", *_rule(("test", "stock", "patched", "remark"))]
         lines += [_line((r.test, str(r.stock), str(r.patched), r.remark)) for r in one.rows]
+        lines += [_line((test, "", str(r), "the series' own")) for test, r in one.added.items()]
     if report.vmstate:
         lines += ["", "## The devices' state (-dump-vmstate)", ""]
         lines += _rule(("machine", "compared", "result", "what was found"))
@@ -184,6 +208,10 @@ def show(report: Report, console: Console | None = None) -> None:
         console.print(Text(one.title, style="bold"))
         for outcome, number in counts(one):
             console.print(Text(f"  {outcome}: {number}"))
+        for text in own(one):
+            console.print(Text(f"  {text}"))
+        for test in one.broken:
+            console.print(Text(f"  {test}: {one.added[test]}", style="red"))
         for row in (row for row in one.rows if row.remark):
             style = "red" if row.differs else "yellow"
             console.print(Text(f"  {row.test}: {row.remark}", style=style))

@@ -175,7 +175,8 @@ class Trial:
     """One release's migration-test, ready to be run three times.
 
     The stock tree's driver runs both pairs: it is the measure.  The patched tree's own driver runs
-    the patched pair too: the tests that both have must not have become others.
+    the patched pair too: the tests that both have must not have become others, and those that
+    only it has must pass.
     """
 
     release: str
@@ -188,13 +189,20 @@ class Trial:
         title = f"migration-test of {self.release}"
         before = self.stock.run_all(tests, f"{title}, stock pair")
         return [
-            self._compare(f"{title}, patched pair", before, self.patched),
-            self._compare(f"{title} with the series, patched pair", before, self.own),
+            self._compare(f"{title}, patched pair", before, tests, self.patched),
+            self._compare(f"{title} with the series, patched pair", before, tests, self.own),
         ]
 
-    def _compare(self, title: str, before: Mapping[str, TestResult], other: Stand) -> Comparison:
-        after = other.run_all(list(before), title)
-        added = [test for test in other.names if test not in self.stock.names]
+    @property
+    def names(self) -> list[str]:
+        """The tests of the stock driver, and those that the series adds."""
+        return list(dict.fromkeys([*self.stock.names, *self.own.names]))
+
+    def _compare(
+        self, title: str, before: Mapping[str, TestResult], tests: Sequence[str], other: Stand
+    ) -> Comparison:
+        after = other.run_all(tests, title)
+        added = {test: one for test, one in after.items() if test not in self.stock.names}
         return compare(
             title, before, after, lambda test: (self.stock.run(test), other.run(test)), added
         )
@@ -233,13 +241,10 @@ def _trial(
 def _chosen(trials: Sequence[Trial], pattern: str) -> list[tuple[Trial, list[str]]]:
     """Return the tests that match, for each driver that has any; raise UsageError for none."""
     found = [
-        (trial, [test for test in trial.stock.names if re.search(pattern, test)])
-        for trial in trials
+        (trial, [test for test in trial.names if re.search(pattern, test)]) for trial in trials
     ]
     if not any(tests for _, tests in found):
-        raise UsageError(
-            f"no test matches {pattern!r}", hint=f"one is called {trials[0].stock.names[0]}"
-        )
+        raise UsageError(f"no test matches {pattern!r}", hint=f"one is called {trials[0].names[0]}")
     return [(trial, tests) for trial, tests in found if tests]
 
 

@@ -29,10 +29,11 @@ def never(test: str) -> tuple[TestResult, TestResult]:
 
 def test_what_agrees_is_not_run_again() -> None:
     stock = {"/ok": OK, "/failed": FAILED, "/skipped": SKIPPED}
-    found = compare("t", stock, stock, never, ["/new"])
+    found = compare("t", stock, stock, never, {"/new": OK})
     assert not found.differs
     assert [row.remark for row in found.rows] == ["", "fails with stock too", ""]
-    assert found.added == ["/new"]
+    assert found.added == {"/new": OK}
+    assert found.broken == []
     assert [found.count(one) for one in Outcome] == [(1, 1), (1, 1), (1, 1), (0, 0)]
 
 
@@ -66,14 +67,14 @@ def test_a_difference_counts_when_it_comes_again(
     )
 
 
-def report(*rows: Row, passed: bool = True) -> Report:
+def report(*rows: Row, passed: bool = True, own: TestResult = OK) -> Report:
     side = Side(release="10.0", version="10.0.13", path="/qemu", sha256="0" * 64)
     return Report(
         {"stock old": side},
         "tcg",
         "./pageflip regress",
         Path("/run"),
-        [Comparison("the tests", list(rows), ["/localhost"])],
+        [Comparison("the tests", list(rows), {"/localhost": own})],
         [Finding("pc-q35-10.0", "old", passed, "two:\nlines")],
     )
 
@@ -87,7 +88,10 @@ def report(*rows: Row, passed: bool = True) -> Report:
         (report(Row("/a", OK, OK), passed=False), ExitCode.FAIL, "different"),
         (report(Row("/a", FAILED, FAILED)), ExitCode.CANNOT_TELL, "cannot tell"),
         (report(Row("/a", SKIPPED, SKIPPED)), ExitCode.CANNOT_TELL, "cannot tell"),
-        (report(), ExitCode.CANNOT_TELL, "cannot tell"),
+        (report(), ExitCode.PASS, "same"),
+        # The series' own tests have nothing to be compared with, and must pass.
+        (report(Row("/a", OK, OK), own=FAILED), ExitCode.FAIL, "broken"),
+        (report(Row("/a", OK, OK), own=SKIPPED), ExitCode.PASS, "same"),
         # A difference is one whatever else cannot be told.
         (report(Row("/a", FAILED, OK)), ExitCode.FAIL, "different"),
     ],
@@ -100,6 +104,12 @@ def test_the_exit_code_is_the_verdict(given: Report, code: ExitCode, verdict: st
 def test_the_devices_state_alone_is_a_verdict() -> None:
     only = dataclasses.replace(report(), comparisons=[])
     assert only.exit_code is ExitCode.PASS
+
+
+def test_the_series_own_tests_alone_are_not_called_a_comparison() -> None:
+    only = dataclasses.replace(report(), vmstate=[])
+    assert only.exit_code is ExitCode.PASS
+    assert only.verdict.startswith("PASSED: the series' own tests")
 
 
 def test_the_record_has_every_row() -> None:
@@ -116,7 +126,7 @@ def test_the_record_has_every_row() -> None:
                     "remark": "differed once; run again: stock ok, patched ok",
                 }
             ],
-            "added": ["/localhost"],
+            "added": {"/localhost": {"outcome": "ok", "reason": ""}},
         }
     ]
     assert record["qemus"]["stock old"]["sha256"] == "0" * 64
@@ -130,7 +140,8 @@ def test_the_summary_has_every_row_and_count() -> None:
     assert "- ok: 1 stock, 1 patched" in lines
     assert "- failed: 1 stock, 1 patched" in lines
     assert not any(line.startswith("- skipped") for line in lines)
-    assert "- not compared, only the series' driver has them: 1 tests" in lines
+    assert "- ok, the series' own: 1" in lines
+    assert "| /localhost |  | ok | the series' own |" in lines
     assert "| /a | ok | ok |  |" in lines
     assert r"| /b | failed (a \| b) | failed (a \| b) | fails with stock too |" in lines
     assert "| pc-q35-10.0 | old | DIFFERS | two:<br>lines |" in lines

@@ -130,7 +130,7 @@ def test_each_driver_runs_the_pairs_it_is_to_run(world: World) -> None:
 
 def test_what_differs_is_run_again_with_both(world: World) -> None:
     world.results["10.2 stock"] = {"/a": [OK], "/b": [OK, FAILED]}
-    world.results["10.2 patched"] = {"/a": [FAILED, OK], "/b": [FAILED, OK], "/new": [OK]}
+    world.results["10.2 patched"] = {"/a": [FAILED, OK], "/b": [FAILED, OK]}
     report = regress.regress(world.layout, RegressOptions(drivers=("new",)))
     assert report.exit_code is ExitCode.FAIL
     assert world.stands["10.2 stock"].ran == ["/a", "/b", "/a", "/b"]
@@ -139,8 +139,28 @@ def test_what_differs_is_run_again_with_both(world: World) -> None:
     rows = report.comparisons[0].rows
     assert [row.differs for row in rows] == [False, True]
     assert rows[1].again == (FAILED, OK)  # the stock pair's comes first
-    assert report.comparisons[0].added == ["/new"]
     assert not report.comparisons[1].differs
+
+
+@pytest.mark.parametrize(("result", "code"), [(OK, ExitCode.PASS), (FAILED, ExitCode.FAIL)])
+def test_what_the_series_adds_is_run_by_its_own_driver(
+    world: World, result: TestResult, code: ExitCode
+) -> None:
+    world.results["10.2 patched-own-driver"] = {"/a": [OK], "/b": [OK], "/new": [result]}
+    report = regress.regress(world.layout, RegressOptions(drivers=("new",)))
+    assert report.exit_code is code
+    assert world.stands["10.2 stock"].ran == ["/a", "/b"]
+    assert report.comparisons[1].added == {"/new": result}
+    assert not report.comparisons[0].added
+
+
+def test_the_series_own_tests_can_be_chosen(world: World) -> None:
+    world.results["10.2 patched-own-driver"] = {"/a": [OK], "/new": [OK]}
+    wanted = RegressOptions(drivers=("new",), tests="new", skip_vmstate=True)
+    report = regress.regress(world.layout, wanted)
+    assert report.exit_code is ExitCode.PASS
+    assert world.stands["10.2 stock"].ran == []
+    assert report.comparisons[1].added == {"/new": OK}
 
 
 def test_a_test_that_the_series_driver_lost_is_a_difference(world: World) -> None:
@@ -156,7 +176,7 @@ def test_only_tests_that_match_are_run(world: World) -> None:
 
 
 def test_a_driver_without_a_match_is_passed_over(world: World) -> None:
-    world.results["10.0 stock"] = {"/b": [OK]}
+    world.results["10.0 stock"] = world.results["10.0 patched-own-driver"] = {"/b": [OK]}
     report = regress.regress(world.layout, RegressOptions(tests="/a"))
     assert [one.title for one in report.comparisons] == [
         "migration-test of 10.2, patched pair",
