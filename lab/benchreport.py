@@ -113,10 +113,8 @@ def one_line(run: Run) -> str:
 
 def digits(value: float) -> str:
     """Return `value` with three digits, or all of those before the point."""
-    return next(
-        (f"{value:.{places}f}" for limit, places in ((100, 0), (10, 1), (1, 2)) if value >= limit),
-        f"{value:.3f}",
-    )
+    places = next((n for n, limit in enumerate((99.95, 9.995, 0.9995)) if value >= limit), 3)
+    return f"{value:.{places}f}"
 
 
 def flat(text: str) -> str:

@@ -171,7 +171,7 @@ def test_the_same_reason_at_two_sizes_is_said_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("value", "text"),
     [(4780.4, "4780"), (175.2, "175"), (52.34, "52.3"), (1.0217, "1.02"), (0.0366, "0.037"),
-     (0.0, "0.000")],
+     (0.0, "0.000"), (0.9996, "1.00"), (9.996, "10.0"), (99.96, "100")],
 )  # fmt: skip
 def test_three_digits(value: float, text: str) -> None:
     assert benchreport.digits(value) == text
