@@ -22,6 +22,27 @@ from typing import IO
 from lab.deadline import Deadline, DeadlineError
 from lab.errors import CannotTellError
 
+#: What ties git to one repository, as ``git rev-parse --local-env-vars`` lists it.
+GIT_LOCAL = frozenset(
+    {
+        "GIT_ALTERNATE_OBJECT_DIRECTORIES",
+        "GIT_COMMON_DIR",
+        "GIT_CONFIG",
+        "GIT_CONFIG_COUNT",
+        "GIT_CONFIG_PARAMETERS",
+        "GIT_DIR",
+        "GIT_GRAFT_FILE",
+        "GIT_IMPLICIT_WORK_TREE",
+        "GIT_INDEX_FILE",
+        "GIT_INTERNAL_SUPER_PREFIX",
+        "GIT_NO_REPLACE_OBJECTS",
+        "GIT_OBJECT_DIRECTORY",
+        "GIT_PREFIX",
+        "GIT_REPLACE_REF_BASE",
+        "GIT_SHALLOW_FILE",
+        "GIT_WORK_TREE",
+    }
+)
 Argv = Sequence[str | os.PathLike[str]]
 _TAIL_LINES = 30
 _GRACE_S = 5.0
@@ -75,6 +96,16 @@ def end(process: subprocess.Popen[str] | subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
+def environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return our environment with `more`, and without what points git at another repository.
+
+    git sets these for its hooks and for ``git rebase --exec``, and they beat ``git -C``: run from
+    there, the lab's own git would write to the repository of whoever called it.
+    """
+    mine = {name: value for name, value in os.environ.items() if name not in GIT_LOCAL}
+    return {**mine, **(more or {})}
+
+
 @contextmanager
 def spawned(
     argv: Argv,
@@ -93,7 +124,7 @@ def spawned(
             stdout=out,
             stderr=subprocess.STDOUT,
             cwd=cwd,
-            env={**os.environ, **(env or {})},
+            env=environment(env),
             start_new_session=True,
             pass_fds=pass_fds,
         )
@@ -135,7 +166,7 @@ def run(
                 text=True,
                 errors="replace",
                 cwd=cwd,
-                env={**os.environ, **(env or {})},
+                env=environment(env),
                 start_new_session=True,
             )
         except OSError as error:

@@ -3,12 +3,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from lab.layout import socket_directory
+from lab.run import GIT_LOCAL
+
+# Called by a git hook or `git rebase --exec`, the tests' own git must not write to that repository.
+for _name in GIT_LOCAL:
+    os.environ.pop(_name, None)
 
 
 @pytest.fixture

@@ -158,3 +158,20 @@ def test_nothing_else_starts_processes() -> None:
         if path.name != "run.py" and starts.search(path.read_text(encoding="utf-8"))
     ]
     assert found == []
+
+
+def test_git_is_not_led_to_the_repository_of_whoever_called_us(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A git hook and `git rebase --exec` set GIT_DIR, which beats `git -C`."""
+    elsewhere, tree = tmp_path / "elsewhere", tmp_path / "tree"
+    tree.mkdir()
+    monkeypatch.setenv("GIT_DIR", str(elsewhere))
+    process.run(["git", "-C", str(tree), "init", "--quiet"])
+    assert (tree / ".git").is_dir()
+    assert not elsewhere.exists()
+
+
+def test_git_has_no_other_way_to_be_led_astray() -> None:
+    listed = process.run(["git", "rev-parse", "--local-env-vars"]).stdout.split()
+    assert set(listed) <= process.GIT_LOCAL
