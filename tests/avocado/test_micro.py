@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The guest without Linux changes QEMUs too: under KVM even where KVM cannot run Linux.
 
-Parameters (avocado -p): ram (1G), touch (75%), dirty_rate (50M), accel (auto), old, new.
+Parameters (avocado -p): ram (1G), touch (75%), dirty_rate (50M), accel (auto), old, new,
+limit_pause_ms (120000: a guest that is stuck).
 """
 
 import avocado

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A running guest changes QEMUs, by every mechanism, and nothing is lost.
 
-Parameters (avocado -p): ram (1G), touch (75%), dirty_rate (50M), accel (auto), old, new.
+Parameters (avocado -p): ram (1G), touch (75%), dirty_rate (50M), accel (auto), old, new,
+limit_pause_ms (120000: a guest that is stuck).
 """
 
 import os

@@ -17,6 +17,10 @@ from lab.upgrade import Interfere
 SECOND_QEMU = 0.15
 
 
+#: A guest that stands still for longer is stuck (ms).  A busy host's speed is no test's business.
+_STUCK_MS = 120_000
+
+
 class Upgrading:
     """Upgrades the guest that the test class names, and checks what every upgrade must keep."""
 
@@ -28,6 +32,7 @@ class Upgrading:
     ) -> Result:
         """Upgrade the guest and return the result; cancel when this host cannot do it."""
         ram = options.size(self.params.get("ram", default="1G"))
+        pause = float(self.params.get("limit_pause_ms", default=_STUCK_MS))
         wanted = options.UpgradeOptions(
             guest=self.guest,
             ram_bytes=ram,
@@ -37,9 +42,10 @@ class Upgrading:
             accel=self.params.get("accel", default="auto"),
             old=self.params.get("old", default="10.0"),
             new=self.params.get("new", default="10.2"),
-            limits=Limits(memory_ratio=memory_ratio),
+            limits=Limits(pause_ms=pause, memory_ratio=memory_ratio),
             reproduce=f"./pageflip upgrade --guest {self.guest} --ram {ram} "
-            f"--mechanism {mechanism} --limit-memory-ratio {memory_ratio}",
+            f"--mechanism {mechanism} --limit-pause-ms {pause:g} "
+            f"--limit-memory-ratio {memory_ratio}",
         )
         layout = dataclasses.replace(Layout.default(), out=Path(self.outputdir))
         try:
