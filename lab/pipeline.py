@@ -225,7 +225,7 @@ def move_and_sample(
     watched = group.watch() if group else None
     with step(f"upgrade by {mechanism.name}"):
         fresh = start.start("new", successor)
-        with memory.sampled(old.pid, fresh.pid) as sampler:
+        with memory.sampled(old.pid, fresh.pid, considerate=bool(watched)) as sampler:
             moved = upgrade(start, old, fresh, mechanism, interfere)
             after = memory.usage(fresh.pid)
     used = memory.summarise(before, sampler.samples, after, watched() if watched else None)

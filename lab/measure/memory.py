@@ -5,6 +5,9 @@ Two processes are never read in one instant.  Each reading of the new QEMU is th
 two of the old one; their mean stands for the old one at that instant and half of their difference
 is the reading's error.  Readings with a large error (a fork, a fast hand-over) are discarded and
 counted, not corrected.
+
+A reading walks the process's page tables, and QEMU waits meanwhile when it maps or unmaps memory:
+where that takes long and the kernel keeps a peak of its own, nothing is read during the upgrade.
 """
 
 from __future__ import annotations
@@ -26,6 +29,8 @@ MAX_ERROR = 0.05
 #: five at most, however slow the page-table walk is.
 _REST = 4
 _MIN_REST_S = 0.002
+#: A reading that takes longer would be seen in a pause of a few milliseconds (s).
+_DEAR_S = 0.001
 
 
 @dataclass(frozen=True)
@@ -47,10 +52,14 @@ def usage(pid: int) -> Usage:
 
 
 class Sampler:
-    """Samples two processes in a thread of its own."""
+    """Samples two processes in a thread of its own.
 
-    def __init__(self, old_pid: int, new_pid: int) -> None:
+    With `considerate` readings that take long are not made before the end.
+    """
+
+    def __init__(self, old_pid: int, new_pid: int, *, considerate: bool) -> None:
         self._pids = old_pid, new_pid
+        self._considerate = considerate
         self._stop = threading.Event()
         self._start_ns = time.monotonic_ns()
         self._thread = threading.Thread(target=self._run, name="memory", daemon=True)
@@ -58,8 +67,10 @@ class Sampler:
 
     def _run(self) -> None:
         old_pid, new_pid = self._pids
+        if self._considerate and _cost_s(old_pid) > _DEAR_S:
+            self._stop.wait()
         before = usage(old_pid).pss
-        while not self._stop.is_set():
+        while True:
             begun = time.monotonic_ns()
             new = usage(new_pid).pss
             now = time.monotonic_ns()
@@ -91,10 +102,21 @@ class Sampler:
             self._thread.join()
 
 
+def _cost_s(pid: int) -> float:
+    """Return how long a reading takes: the quickest of three, as others want the processor too."""
+
+    def once() -> float:
+        begun = time.monotonic()
+        usage(pid)
+        return time.monotonic() - begun
+
+    return min(once() for _ in range(3))
+
+
 @contextmanager
-def sampled(old_pid: int, new_pid: int) -> Iterator[Sampler]:
+def sampled(old_pid: int, new_pid: int, *, considerate: bool = False) -> Iterator[Sampler]:
     """Sample both processes for as long as the block lasts."""
-    sampler = Sampler(old_pid, new_pid)
+    sampler = Sampler(old_pid, new_pid, considerate=considerate)
     sampler.start()
     try:
         yield sampler

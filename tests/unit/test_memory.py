@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import os
+import time
 
 import pytest
 
+from lab.measure import memory
 from lab.measure.memory import Usage, sampled, summarise, usage
 from lab.model import Sample
 
@@ -61,3 +63,18 @@ def test_sampler_samples_and_stops() -> None:
     count = len(sampler.samples)
     assert all(s.new_pss_bytes > 0 for s in sampler.samples)
     assert len(sampler.samples) == count
+
+
+def test_readings_that_take_long_wait_for_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    def slowly(_pid: int) -> Usage:
+        time.sleep(0.003)
+        return Usage(GIB, 0)
+
+    monkeypatch.setattr(memory, "usage", slowly)
+    with sampled(1, 2, considerate=True) as sampler:
+        time.sleep(0.1)
+        assert not sampler.samples
+    assert len(sampler.samples) == 1
+    with sampled(1, 2) as sampler:
+        time.sleep(0.1)
+    assert len(sampler.samples) > 1
