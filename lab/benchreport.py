@@ -33,8 +33,8 @@ _RATIOS = {"pause_outside_ms": "pause, outside", "total_ms": "total"}
 #: With fewer runs than this the median's interval cannot be narrower than their range.
 _NARROWER_FROM = 6
 #: A table on the screen (characters): what its first column needs, each other one with intervals,
-#: and how wide it may get in a file.
-_LABEL_WIDTH, _CELL_WIDTH, _FILE_WIDTH = 12, 16, 132
+#: each without, and how wide it may get in a file.
+_LABEL_WIDTH, _CELL_WIDTH, _BARE_WIDTH, _FILE_WIDTH = 12, 16, 6, 132
 
 
 def show(bench: Bench, console: Console | None = None) -> None:
@@ -44,9 +44,24 @@ def show(bench: Bench, console: Console | None = None) -> None:
         console = Console(file=console.file, width=_FILE_WIDTH, highlight=False)
     for ram_bytes, rows in _by_ram(bench):
         intervals = _LABEL_WIDTH + _CELL_WIDTH * len(rows) <= console.width
-        console.print(_screen(bench, ram_bytes, rows, intervals=intervals), "")
+        for some in _fitting(rows, console.width) if not intervals else [rows]:
+            console.print(_screen(bench, ram_bytes, some, intervals=intervals), "")
     for line in _remarks(bench):
         console.print(Text(line))
+
+
+def _fitting(rows: Sequence[Row], width: int) -> Iterator[list[Row]]:
+    """Yield the rows in as many tables without intervals as it takes for none to be too wide."""
+    some: list[Row] = []
+    used = _LABEL_WIDTH
+    for row in rows:
+        needed = max(len(row.mechanism), _BARE_WIDTH) + 2
+        if some and used + needed > width:
+            yield some
+            some, used = [], _LABEL_WIDTH
+        some.append(row)
+        used += needed
+    yield some
 
 
 def _screen(bench: Bench, ram_bytes: int, rows: Sequence[Row], *, intervals: bool) -> Table:

@@ -46,6 +46,8 @@ class Machine:
     backing: Backing = Backing.PRIVATE
     machine_type: str = MACHINE_TYPE
     incoming: tuple[str, ...] = ()
+    #: Where trace events go; None is stderr, with everything else that QEMU says.
+    trace_log: Path | None = None
 
     @property
     def qmp(self) -> Path:
@@ -122,6 +124,8 @@ def argv(machine: Machine) -> list[str]:
         ]
     for where in machine.incoming:
         words += ["-incoming", where]
+    if machine.trace_log:
+        words += ["-D", str(machine.trace_log)]
     return words
 
 

@@ -7,6 +7,7 @@ import os
 import platform
 import re
 import secrets
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -132,6 +133,13 @@ class MemoryGroup:
                 return
 
 
+def _kill_members(group: Path) -> None:
+    """End what a killed lab left: a QEMU that another QEMU started does not end with the lab."""
+    with suppress(OSError):
+        for pid in (group / "cgroup.procs").read_text(encoding="ascii").split():
+            os.kill(int(pid), signal.SIGKILL)
+
+
 @contextmanager
 def memory_group() -> Iterator[MemoryGroup | None]:
     """Make a memory group for the block; None where the user may not or the kernel cannot."""
@@ -142,6 +150,7 @@ def memory_group() -> Iterator[MemoryGroup | None]:
         if version == "none":
             raise OSError
         for stale in abandoned(base, "pageflip-*"):
+            _kill_members(stale)
             MemoryGroup(stale, version).remove()
         path.mkdir()
     except OSError:

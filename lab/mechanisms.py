@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from lab.binary import Binary
-from lab.cmdline import Backing, Machine, cpr_channel
+from lab.cmdline import Backing, Machine, argv, cpr_channel
 from lab.deadline import Deadline
 from lab.errors import PreconditionError, UsageError
 from lab.model import Block, Phases
@@ -33,6 +33,8 @@ class Mechanism(abc.ABC):
     doubles: ClassVar[bool] = False
     #: Whether the new QEMU's monitor answers before the move has begun.
     monitor_first: ClassVar[bool] = True
+    #: Whether the old QEMU starts the new one.
+    inherits: ClassVar[bool] = False
     #: Whether the guest resumes by itself.
     resumes: ClassVar[bool] = True
     old_capabilities: ClassVar[tuple[str, ...]] = ("events",)
@@ -185,7 +187,10 @@ class CprTransfer(Mechanism):
 
 
 class Localhost(Mechanism):
-    """What the series adds; the subclasses name the best mechanism that is allowed."""
+    """What the series adds."""
+
+    #: The best mechanism that is allowed, as localhost-migrate calls it.
+    best: ClassVar[str]
 
     def missing(self, old: Binary, new: Binary) -> str:
         for side, binary in (("old", old), ("new", new)):
@@ -193,6 +198,11 @@ class Localhost(Mechanism):
                 return (
                     f"the {side} QEMU ({binary.version}) has no command localhost-migrate: "
                     "it was built without the series in patches/"
+                )
+            if self.best not in binary.localhost_mechanisms:
+                return (
+                    f"the localhost-migrate of the {side} QEMU ({binary.version}) has no "
+                    f"mechanism {self.best}"
                 )
         return ""
 
@@ -205,7 +215,7 @@ class Localhost(Mechanism):
 
     def go(self, old: Vm, new: Vm) -> None:
         old.monitor.execute(
-            "localhost-migrate", {"uri": self._uri(new), "mode": "stop", "mechanism": self.name}
+            "localhost-migrate", {"uri": self._uri(new), "mode": "stop", "mechanism": self.best}
         )
 
     def blocks(self, info: Mapping[str, Any], ram_bytes: int) -> list[Block]:
@@ -218,7 +228,7 @@ class Localhost(Mechanism):
             return told[name] / 1e3 if name in told else None
 
         return Phases(
-            new_start=new_start_ms,
+            new_start=ms("start-us") or new_start_ms,
             handshake=ms("handshake-us"),
             stop=ms("stop-us"),
             save=ms("device-save-us"),
@@ -233,6 +243,7 @@ def localhost_block(block: Mapping[str, Any]) -> Block:
         name=block["name"],
         mechanism=block["mechanism"],
         used_bytes=block["size"],
+        flipped_bytes=block.get("flipped-bytes", 0),
         handed_over_bytes=block.get("handed-over-bytes", 0),
         gifted_bytes=block["gifted-bytes"],
         copied_bytes=block["copied-bytes"],
@@ -245,38 +256,65 @@ def localhost_block(block: Mapping[str, Any]) -> Block:
 class Gift(Localhost):
     """vmsplice into a pipe: one copy."""
 
-    name = "gift"
+    name = best = "gift"
     summary = "private memory through a pipe, freed behind; one copy"
 
 
 class Copy(Localhost):
     """The unix socket: two copies."""
 
-    name = "copy"
+    name = best = "copy"
     summary = "private memory through a socket, freed behind; two copies"
 
 
 class Handover(Localhost):
     """Descriptors of shared memory: no copy.  Private blocks of the same guest go by gift."""
 
-    name = "handover"
+    name = best = "handover"
     summary = "passes descriptors of shared memory before the guest stops; no copy"
     backing = Backing.MEMFD
 
-    def missing(self, old: Binary, new: Binary) -> str:
-        if lacking := super().missing(old, new):
-            return lacking
-        for side, binary in (("old", old), ("new", new)):
-            if self.name not in binary.localhost_mechanisms:
-                return (
-                    f"the localhost-migrate of the {side} QEMU ({binary.version}) has no "
-                    f"mechanism {self.name}"
-                )
-        return ""
+
+class Flip(Localhost):
+    """The old QEMU starts the new one, which inherits its memory: no copy."""
+
+    name = best = "flip"
+    summary = "the old QEMU starts the new one, which inherits private memory; no copy"
+    monitor_first = False
+    inherits = True
+    early: ClassVar[bool] = True
+
+    def incoming(self, new: Machine) -> tuple[str, ...]:
+        return (f"localhost:{new.sockets / 'migrate'}",)
+
+    def prepare(self, old: Vm, new: Vm) -> None:
+        _set_capabilities(old, self.old_capabilities)
+
+    def go(self, old: Vm, new: Vm) -> None:
+        old.monitor.execute(
+            "localhost-migrate",
+            {
+                "uri": self._uri(new),
+                "mode": "stop",
+                "mechanism": self.best,
+                "exec": argv(new.machine),
+                "early-start": self.early,
+            },
+        )
+
+
+class FlipLate(Flip):
+    """The same in the simplest way: nothing happens before the guest stands still."""
+
+    name = "flip-late"
+    summary = "the same, but the new QEMU starts when the guest stands still"
+    early = False
 
 
 #: Best for private memory first: the default is the first that both binaries have.
 MECHANISMS: tuple[Mechanism, ...] = (
+    Flip(),
+    FlipLate(),
     Gift(),
     Copy(),
     Handover(),

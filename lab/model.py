@@ -123,6 +123,9 @@ class Block(Model):
     name: str
     mechanism: str
     used_bytes: int | None = None
+    flipped_bytes: int = Field(
+        default=0, description="stayed in place: private memory that the new QEMU inherited"
+    )
     handed_over_bytes: int = Field(
         default=0, description="stayed in place: their descriptor was passed and mapped"
     )

@@ -224,8 +224,12 @@ def move_and_sample(
     before = memory.usage(old.pid)
     watched = group.watch() if group else None
     with step(f"upgrade by {mechanism.name}"):
-        fresh = start.start("new", successor)
-        with memory.sampled(old.pid, fresh.pid, considerate=bool(watched)) as sampler:
+        fresh = (
+            start.expect("new", successor, old)
+            if mechanism.inherits
+            else start.start("new", successor)
+        )
+        with memory.sampled(old, fresh, considerate=bool(watched)) as sampler:
             moved = upgrade(start, old, fresh, mechanism, interfere)
             after = memory.usage(fresh.pid)
     used = memory.summarise(before, sampler.samples, after, watched() if watched else None)

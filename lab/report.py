@@ -87,6 +87,7 @@ def _moved(block: Block) -> str:
     parts = [
         f"{size / _MIB:.1f} MiB {word}"
         for word, size in (
+            ("flipped", block.flipped_bytes),
             ("handed over", block.handed_over_bytes),
             ("gifted", block.gifted_bytes),
             ("copied", block.copied_bytes),

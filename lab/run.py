@@ -46,6 +46,8 @@ GIT_LOCAL = frozenset(
 Argv = Sequence[str | os.PathLike[str]]
 _TAIL_LINES = 30
 _GRACE_S = 5.0
+#: What `ChildOf.poll` says of a process that has ended: how is not known.
+ENDED = 255
 
 
 class CommandError(CannotTellError):
@@ -135,6 +137,37 @@ def spawned(
         yield process
     finally:
         end(process)
+
+
+class ChildOf:
+    """The child that a process of ours starts by itself; what a Popen tells of one, this does too.
+
+    It is in its parent's process group, and is ended with it.
+    """
+
+    def __init__(self, parent: int) -> None:
+        self._parent = parent
+        self._found = 0
+
+    @property
+    def pid(self) -> int:
+        """Its process id; 0 until there is one (proc_pid_children(5))."""
+        if not self._found:
+            with suppress(OSError):
+                for tasks in Path(f"/proc/{self._parent}/task").glob("*/children"):
+                    for child in tasks.read_text(encoding="ascii").split():
+                        self._found = int(child)
+        return self._found
+
+    def poll(self) -> int | None:
+        """Return None until it has ended; only its parent knows how it did."""
+        if not self.pid:
+            return None
+        with suppress(OSError):
+            state = Path(f"/proc/{self.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2]
+            if state.split()[0] != "Z":
+                return None
+        return ENDED
 
 
 def run(

@@ -75,7 +75,7 @@ def upgrade(
         if interfere:
             interfere(old, new)
         if not mechanism.monitor_first:
-            factory.connect(new)
+            factory.connect(new, lambda: _alive(old, new))
         _wait_completed(old, new)
         if not mechanism.resumes:
             new.monitor.execute("cont")
@@ -86,6 +86,15 @@ def upgrade(
     result.outcome = _settle(old, new, bool(result.failure))
     result.old_info = _migrate_info(old)
     return result
+
+
+def _alive(old: Vm, new: Vm) -> None:
+    """Raise when there is no new QEMU any more, or when the old one has given it up."""
+    event = old.monitor.last("MIGRATION")
+    if event and event.data["status"] in {"failed", "cancelled"}:
+        raise QmpError(f"the old QEMU says that the migration {event.data['status']}")
+    old.alive()
+    new.alive()
 
 
 def _wait_completed(old: Vm, new: Vm) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -34,7 +35,7 @@ class Vm:
         self,
         name: str,
         machine: Machine,
-        process: subprocess.Popen[bytes],
+        process: subprocess.Popen[bytes] | run.ChildOf,
         log: Path,
         control: Control,
         heart: Heart,
@@ -70,6 +71,8 @@ class Vm:
         status = self.process.poll()
         if status is not None:
             how = f"killed by signal {-status}" if status < 0 else f"exit status {status}"
+            if status == run.ENDED:
+                how = "only the QEMU that started it knows how"
             said = self.said()
             raise VmDiedError(
                 f"the {self.name} QEMU ended by itself: {how}"
@@ -108,8 +111,7 @@ class VmFactory:
 
     def start(self, name: str, machine: Machine) -> Vm:
         """Start a QEMU and return at once; its monitor is not connected yet."""
-        machine.sockets.mkdir(parents=True, exist_ok=True)
-        control, heart = self.stack.enter_context(agent_lines(machine.control, machine.heartbeat))
+        control, heart = self._lines(machine)
         argv = cmdline.argv(machine)
         log = self.directory / f"{name}.log"
         log.write_text(f"+ {run.command_line(argv)}\n", encoding="utf-8")
@@ -118,14 +120,25 @@ class VmFactory:
         )
         return Vm(name, machine, process, log, control, heart)
 
-    def connect(self, vm: Vm) -> None:
-        """Connect to the monitor of a QEMU that has been started."""
+    def expect(self, name: str, machine: Machine, parent: Vm) -> Vm:
+        """Make everything ready for a QEMU that `parent` is going to start."""
+        control, heart = self._lines(machine)
+        log = self.directory / f"{name}.log"
+        machine = dataclasses.replace(machine, trace_log=log)
+        return Vm(name, machine, run.ChildOf(parent.pid), log, control, heart)
+
+    def _lines(self, machine: Machine) -> tuple[Control, Heart]:
+        machine.sockets.mkdir(parents=True, exist_ok=True)
+        return self.stack.enter_context(agent_lines(machine.control, machine.heartbeat))
+
+    def connect(self, vm: Vm, alive: Callable[[], None] | None = None) -> None:
+        """Connect to the monitor of a QEMU that was started; `alive` raises if it has ended."""
         vm.monitor = self.stack.enter_context(
             monitor(
                 vm.name,
                 vm.machine.qmp,
                 Deadline.after(MONITOR_S, f"monitor of the {vm.name} QEMU"),
-                vm.alive,
+                alive or vm.alive,
                 self.qmp_log,
             )
         )

@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from lab.model import Memory, Sample
 
@@ -51,14 +52,23 @@ def usage(pid: int) -> Usage:
     return Usage(fields.get(b"Pss", 0), fields.get(b"AnonHugePages", 0))
 
 
+class HasPid(Protocol):
+    """A process, which may not have been started yet: its ``pid`` is 0 then."""
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+
+
 class Sampler:
     """Samples two processes in a thread of its own.
 
     With `considerate` readings that take long are not made before the end.
     """
 
-    def __init__(self, old_pid: int, new_pid: int, *, considerate: bool) -> None:
-        self._pids = old_pid, new_pid
+    def __init__(self, old: HasPid, new: HasPid, *, considerate: bool) -> None:
+        self._old = old
+        self._new = new
         self._considerate = considerate
         self._stop = threading.Event()
         self._start_ns = time.monotonic_ns()
@@ -66,13 +76,13 @@ class Sampler:
         self.samples: list[Sample] = []
 
     def _run(self) -> None:
-        old_pid, new_pid = self._pids
+        old_pid = self._old.pid
         if self._considerate and _cost_s(old_pid) > _DEAR_S:
             self._stop.wait()
         before = usage(old_pid).pss
         while True:
             begun = time.monotonic_ns()
-            new = usage(new_pid).pss
+            new = usage(self._new.pid).pss
             now = time.monotonic_ns()
             after = usage(old_pid).pss
             self.samples.append(
@@ -114,9 +124,9 @@ def _cost_s(pid: int) -> float:
 
 
 @contextmanager
-def sampled(old_pid: int, new_pid: int, *, considerate: bool = False) -> Iterator[Sampler]:
+def sampled(old: HasPid, new: HasPid, *, considerate: bool = False) -> Iterator[Sampler]:
     """Sample both processes for as long as the block lasts."""
-    sampler = Sampler(old_pid, new_pid, considerate=considerate)
+    sampler = Sampler(old, new, considerate=considerate)
     sampler.start()
     try:
         yield sampler

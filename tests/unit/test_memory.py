@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import dataclass
 
 import pytest
 
@@ -13,6 +14,11 @@ from lab.measure.memory import Usage, sampled, summarise, usage
 from lab.model import Sample
 
 GIB = 2**30
+
+
+@dataclass
+class Pid:
+    pid: int
 
 
 def sample(at: float, old: int, new: int, skew: int = 0) -> Sample:
@@ -57,7 +63,7 @@ def test_a_process_that_is_gone_uses_nothing() -> None:
 
 
 def test_sampler_samples_and_stops() -> None:
-    with sampled(os.getpid(), os.getpid()) as sampler:
+    with sampled(Pid(os.getpid()), Pid(os.getpid())) as sampler:
         while len(sampler.samples) < 3:
             pass
     count = len(sampler.samples)
@@ -71,10 +77,10 @@ def test_readings_that_take_long_wait_for_the_end(monkeypatch: pytest.MonkeyPatc
         return Usage(GIB, 0)
 
     monkeypatch.setattr(memory, "usage", slowly)
-    with sampled(1, 2, considerate=True) as sampler:
+    with sampled(Pid(1), Pid(2), considerate=True) as sampler:
         time.sleep(0.1)
         assert not sampler.samples
     assert len(sampler.samples) == 1
-    with sampled(1, 2) as sampler:
+    with sampled(Pid(1), Pid(2)) as sampler:
         time.sleep(0.1)
     assert len(sampler.samples) > 1
