@@ -88,8 +88,12 @@ class Memory(Model):
         description="readings with an error above 5 % of before: two processes are not read in "
         "one instant"
     )
-    new_huge_bytes: int | None = Field(description="AnonHugePages of the new QEMU afterwards")
-    old_huge_bytes: int | None = Field(description="AnonHugePages of the old QEMU before")
+    new_huge_bytes: int | None = Field(
+        default=None, description="guest RAM in anonymous huge pages under the new QEMU, afterwards"
+    )
+    old_huge_bytes: int | None = Field(
+        description="guest RAM in anonymous huge pages under the old QEMU, before"
+    )
 
 
 class Integrity(Model):

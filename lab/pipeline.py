@@ -69,6 +69,8 @@ def upgrade_once(
         moved, used = move_and_sample(start, old, plan, group, interfere)
         record.write("upgrade", moved.record())
         account = check_integrity(old, moved, options)
+        if moved.survivor_is_new:
+            used = used.with_huge_pages(moved.new, options.ram_bytes)
         record.write("measure", {**used.record(), "integrity": account})
         result = verdict(plan, record, old, moved, used, account)
     record.finish(result)
@@ -199,6 +201,13 @@ class Used:
     memory: Memory
     samples: list[Sample]
 
+    def with_huge_pages(self, new: Vm, ram_bytes: int) -> Used:
+        """Return the same with the guest's huge pages as they are now under the new QEMU."""
+        kept = memory.huge_pages(new.pid, ram_bytes)
+        return dataclasses.replace(
+            self, memory=self.memory.model_copy(update={"new_huge_bytes": kept})
+        )
+
     def record(self) -> dict[str, Any]:
         """Return it for the run directory."""
         return {"memory": self.memory, "samples": self.samples}
@@ -221,7 +230,7 @@ def move_and_sample(
         serial_log=start.directory / "new-serial.log",
         incoming=mechanism.incoming(dataclasses.replace(old.machine, sockets=sockets)),
     )
-    before = memory.usage(old.pid)
+    before = memory.pss(old.pid), memory.huge_pages(old.pid, plan.options.ram_bytes)
     watched = group.watch() if group else None
     with step(f"upgrade by {mechanism.name}"):
         fresh = (
@@ -231,8 +240,7 @@ def move_and_sample(
         )
         with memory.sampled(old, fresh, considerate=bool(watched)) as sampler:
             moved = upgrade(start, old, fresh, mechanism, interfere)
-            after = memory.usage(fresh.pid)
-    used = memory.summarise(before, sampler.samples, after, watched() if watched else None)
+    used = memory.summarise(before[0], sampler.samples, before[1], watched() if watched else None)
     return moved, Used(used, sampler.samples)
 
 

@@ -17,13 +17,16 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from lab.model import Memory, Sample
 
-_FIELD = re.compile(rb"^(Pss|AnonHugePages):\s+(\d+) kB$", re.MULTILINE)
+_PSS = re.compile(rb"^Pss:\s+(\d+) kB$", re.MULTILINE)
+#: In smaps: a mapping's addresses and permissions, and further down its huge pages (proc(5)).
+_MAPPING = re.compile(
+    rb"^([0-9a-f]+)-([0-9a-f]+) (\S{4}) .*\n(?:[A-Z].*\n)*?AnonHugePages:\s+(\d+) kB$", re.MULTILINE
+)
 #: A reading whose error is larger than this part of the memory before is discarded.
 MAX_ERROR = 0.05
 #: Between two readings the sampler rests this many times as long as a reading took: one core in
@@ -34,22 +37,30 @@ _MIN_REST_S = 0.002
 _DEAR_S = 0.001
 
 
-@dataclass(frozen=True)
-class Usage:
-    """One process's memory (bytes)."""
-
-    pss: int
-    huge: int
-
-
-def usage(pid: int) -> Usage:
-    """Return a process's memory from smaps_rollup (proc(5)); zeros once it has ended."""
+def pss(pid: int) -> int:
+    """Return a process's PSS (bytes) from smaps_rollup (proc(5)); 0 once it has ended."""
     try:
-        text = Path(f"/proc/{pid}/smaps_rollup").read_bytes()
+        found = _PSS.search(Path(f"/proc/{pid}/smaps_rollup").read_bytes())
     except (FileNotFoundError, ProcessLookupError):
-        return Usage(0, 0)
-    fields = {name: int(kib) * 1024 for name, kib in _FIELD.findall(text)}
-    return Usage(fields.get(b"Pss", 0), fields.get(b"AnonHugePages", 0))
+        found = None
+    return int(found[1]) * 1024 if found else 0
+
+
+def huge_pages(pid: int, ram_bytes: int) -> int:
+    """Return how much of a guest's RAM is in anonymous huge pages (bytes); 0 once it has ended.
+
+    A QEMU has huge pages of its own as well, for its heap and for translated code, which are not
+    the guest's: only mappings that can hold half of its RAM and no code are looked at.
+    """
+    try:
+        text = Path(f"/proc/{pid}/smaps").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return sum(
+        int(kib) * 1024
+        for start, end, permissions, kib in _MAPPING.findall(text)
+        if int(end, 16) - int(start, 16) >= ram_bytes // 2 and b"x" not in permissions
+    )
 
 
 class HasPid(Protocol):
@@ -79,12 +90,12 @@ class Sampler:
         old_pid = self._old.pid
         if self._considerate and _cost_s(old_pid) > _DEAR_S:
             self._stop.wait()
-        before = usage(old_pid).pss
+        before = pss(old_pid)
         while True:
             begun = time.monotonic_ns()
-            new = usage(self._new.pid).pss
+            new = pss(self._new.pid)
             now = time.monotonic_ns()
-            after = usage(old_pid).pss
+            after = pss(old_pid)
             self.samples.append(
                 Sample(
                     at_ms=(now - self._start_ns) / 1e6,
@@ -99,7 +110,7 @@ class Sampler:
             if self._stop.wait(rest):
                 break
             if rest > 2 * _MIN_REST_S:
-                before = usage(old_pid).pss  # the last one has grown old
+                before = pss(old_pid)  # the last one has grown old
 
     def start(self) -> None:
         """Begin to sample."""
@@ -117,7 +128,7 @@ def _cost_s(pid: int) -> float:
 
     def once() -> float:
         begun = time.monotonic()
-        usage(pid)
+        pss(pid)
         return time.monotonic() - begun
 
     return min(once() for _ in range(3))
@@ -135,22 +146,21 @@ def sampled(old: HasPid, new: HasPid, *, considerate: bool = False) -> Iterator[
 
 
 def summarise(
-    before: Usage, samples: Sequence[Sample], new_after: Usage, cgroup: tuple[int, int] | None
+    pss_before: int, samples: Sequence[Sample], old_huge: int, cgroup: tuple[int, int] | None
 ) -> Memory:
     """Return what the upgrade cost; `cgroup` is the group's usage before and its peak (bytes)."""
-    good = [sample for sample in samples if sample.skew_bytes <= MAX_ERROR * before.pss]
-    pss_peak = max((s.old_pss_bytes + s.new_pss_bytes for s in good), default=before.pss)
-    before_bytes, peak_bytes = cgroup or (before.pss, pss_peak)
+    good = [sample for sample in samples if sample.skew_bytes <= MAX_ERROR * pss_before]
+    pss_peak = max((s.old_pss_bytes + s.new_pss_bytes for s in good), default=pss_before)
+    before_bytes, peak_bytes = cgroup or (pss_before, pss_peak)
     return Memory(
         before_bytes=before_bytes,
         peak_bytes=peak_bytes,
         ratio=peak_bytes / max(before_bytes, 1),
         method="cgroup" if cgroup else "pss",
-        pss_before_bytes=before.pss,
+        pss_before_bytes=pss_before,
         pss_peak_bytes=pss_peak,
-        pss_ratio=pss_peak / max(before.pss, 1),
+        pss_ratio=pss_peak / max(pss_before, 1),
         samples=len(samples),
         samples_discarded=len(samples) - len(good),
-        new_huge_bytes=new_after.huge,
-        old_huge_bytes=before.huge,
+        old_huge_bytes=old_huge,
     )

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import time
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 import pytest
 
 from lab.measure import memory
-from lab.measure.memory import Usage, sampled, summarise, usage
+from lab.measure.memory import huge_pages, pss, sampled, summarise
 from lab.model import Sample
 
 GIB = 2**30
@@ -26,9 +27,7 @@ def sample(at: float, old: int, new: int, skew: int = 0) -> Sample:
 
 
 def test_doubling_is_seen() -> None:
-    account = summarise(
-        Usage(GIB, GIB), [sample(0, GIB, 0), sample(9, GIB, GIB)], Usage(GIB, 0), None
-    )
+    account = summarise(GIB, [sample(0, GIB, 0), sample(9, GIB, GIB)], 0, None)
     assert account.ratio == pytest.approx(2.0)
     assert account.method == "pss"
 
@@ -39,27 +38,39 @@ def test_torn_readings_are_discarded_and_counted() -> None:
         sample(1, GIB, GIB // 2, skew=GIB // 10),
         sample(2, GIB // 2, GIB // 2),
     ]
-    account = summarise(Usage(GIB, 0), readings, Usage(GIB, 0), None)
+    account = summarise(GIB, readings, 0, None)
     assert account.ratio == pytest.approx(1.0)
     assert (account.samples, account.samples_discarded) == (3, 1)
 
 
 def test_the_kernels_peak_has_the_last_word() -> None:
-    account = summarise(Usage(GIB, 0), [sample(0, GIB, 0)], Usage(GIB, 0), (GIB, 3 * GIB // 2))
+    account = summarise(GIB, [sample(0, GIB, 0)], 0, (GIB, 3 * GIB // 2))
     assert account.method == "cgroup"
     assert account.ratio == pytest.approx(1.5)
     assert account.pss_ratio == pytest.approx(1.0)
 
 
 def test_reading_this_very_process() -> None:
-    before = usage(os.getpid()).pss
+    before = pss(os.getpid())
     ballast = bytearray(os.urandom(32 * 2**20))
-    assert usage(os.getpid()).pss - before > 24 * 2**20
+    assert pss(os.getpid()) - before > 24 * 2**20
     assert len(ballast) == 32 * 2**20
 
 
+def test_huge_pages_are_counted_where_guest_ram_can_be() -> None:
+    with mmap.mmap(-1, 64 * 2**20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as ram:
+        before = huge_pages(os.getpid(), 64 * 2**20)
+        ram.madvise(mmap.MADV_HUGEPAGE)
+        ram.write(bytes(64 * 2**20))
+        found = huge_pages(os.getpid(), 64 * 2**20) - before
+        if not found:
+            pytest.skip("the kernel gives no huge pages")
+        assert found <= 64 * 2**20
+        assert huge_pages(os.getpid(), 2**40) == 0
+
+
 def test_a_process_that_is_gone_uses_nothing() -> None:
-    assert usage(2**22 + 1) == Usage(0, 0)
+    assert (pss(2**22 + 1), huge_pages(2**22 + 1, GIB)) == (0, 0)
 
 
 def test_sampler_samples_and_stops() -> None:
@@ -72,11 +83,11 @@ def test_sampler_samples_and_stops() -> None:
 
 
 def test_readings_that_take_long_wait_for_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    def slowly(_pid: int) -> Usage:
+    def slowly(_pid: int) -> int:
         time.sleep(0.003)
-        return Usage(GIB, 0)
+        return GIB
 
-    monkeypatch.setattr(memory, "usage", slowly)
+    monkeypatch.setattr(memory, "pss", slowly)
     with sampled(Pid(1), Pid(2), considerate=True) as sampler:
         time.sleep(0.1)
         assert not sampler.samples
