@@ -20,6 +20,38 @@ from lab.vm import Vm
 class Upgrade(Upgrading, avocado.Test):
     """One test for each mechanism; what all of them must keep is checked by `passes`."""
 
+    def test_flip(self) -> None:
+        """Private memory stays where it is; what the guest changed meanwhile is copied."""
+        result = self.passes("flip", 1 + SECOND_QEMU)
+        self.assertGreater(self.moved(result, "flipped_bytes"), 0.9 * result.ram_bytes)
+        self.assertGreater(self.moved(result, "copied_bytes"), 0)
+        self.assertEqual(self.moved(result, "gifted_bytes"), 0)
+
+    def test_flip_late(self) -> None:
+        """When the guest stands still before the fork nothing at all is copied."""
+        result = self.passes("flip-late", 1 + SECOND_QEMU)
+        self.assertGreaterEqual(self.moved(result, "flipped_bytes"), result.ram_bytes)
+        self.assertEqual(self.moved(result, "copied_bytes"), 0)
+        self.assertEqual(result.memory.new_huge_bytes, result.memory.old_huge_bytes)
+
+    def test_flip_new_qemu_killed(self) -> None:
+        """The new QEMU dies while it starts: the old one had everything all along."""
+
+        def kill(_old: Vm, new: Vm) -> None:
+            for _ in Deadline.after(30, "the new QEMU is there").poll(0.001):
+                if new.pid:
+                    os.kill(new.pid, signal.SIGKILL)
+                    return
+
+        for mechanism in ("flip", "flip-late"):
+            result = self.upgrade(mechanism, 1 + SECOND_QEMU, kill)
+            self.assertEqual(result.outcome, Outcome.ROLLED_BACK, result.reasons)
+            self.assertIn("killed by signal 9", " ".join(result.reasons))
+            self.assertEqual(result.integrity.bad_pages, 0)
+            self.assertGreaterEqual(
+                result.integrity.pages_checked_after, result.integrity.pages_total
+            )
+
     def test_gift(self) -> None:
         """The pipe: memory does not double, and the counters say gifted."""
         result = self.passes("gift", 1 + SECOND_QEMU)

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""One guest through many QEMUs, one after the other: nothing may grow from hop to hop.
+
+Parameters (avocado -p): ram (512M), touch (75%), dirty_rate (20M), accel (auto), old, new,
+hops (20).
+"""
+
+import dataclasses
+from pathlib import Path
+
+import avocado
+
+from lab import cmdline, host, mechanisms, options, pipeline
+from lab.deadline import Deadline
+from lab.errors import PreconditionError
+from lab.layout import Layout, socket_directory
+from lab.measure import downtime, integrity, memory
+from lab.measure.downtime import Window
+from lab.model import Limits, Outcome
+from lab.pipeline import Plan
+from lab.record import Record
+from lab.upgrade import upgrade
+from lab.vm import Vm, VmFactory, factory
+
+#: Mappings and KiB that a QEMU may have more than another one of the same guest.
+_MORE_MAPS, _MORE_KIB = 12, 16 << 10
+
+
+class Chain(avocado.Test):
+    """From the old release to the new one, and then from the new one to itself."""
+
+    timeout = 900
+
+    def test_flip(self) -> None:
+        """The checker in the guest runs all the while, and checks everything in the end."""
+        ram = options.size(self.params.get("ram", default="512M"))
+        wanted = options.UpgradeOptions(
+            guest="tiny",
+            ram_bytes=ram,
+            touched_bytes=options.share(self.params.get("touch", default="75%"), ram),
+            dirty_rate=options.size(self.params.get("dirty_rate", default="20M")),
+            mechanism="flip",
+            accel=self.params.get("accel", default="auto"),
+            old=self.params.get("old", default="10.0"),
+            new=self.params.get("new", default="10.2"),
+            limits=Limits(),
+            reproduce="avocado run tests/avocado/test_chain.py",
+        )
+        layout = dataclasses.replace(Layout.default(), out=Path(self.outputdir))
+        try:
+            self.run_chain(layout, wanted, int(self.params.get("hops", default="20")))
+        except PreconditionError as error:
+            self.cancel(f"{error.message} {error.hint}")
+
+    def run_chain(self, layout: Layout, wanted: options.UpgradeOptions, hops: int) -> None:
+        """Boot under the old QEMU, go from one to the next, and compare them."""
+        given = pipeline.check_host_and_names(layout, wanted)
+        record = Record(layout.new_run())
+        pair = pipeline.paired_build(layout, wanted, given, record)
+        image = pipeline.guest_image(layout, wanted, record)
+        mechanism = mechanisms.choose(wanted.mechanism, pair.old, pair.new)
+        with (
+            host.memory_group() as group,
+            socket_directory() as sockets,
+            factory(record.directory, group) as start,
+        ):
+            machine = pipeline.old_machine(layout, wanted, pair, image, mechanism, sockets, record)
+            vm = pipeline.run_under_old(start, Plan(wanted, pair, mechanism, machine))
+            seen = []
+            for hop in range(1, hops + 2):
+                vm = self.hop(start, vm, pair.new.path, sockets / str(hop), f"hop-{hop}")
+                seen.append(self.size(vm))
+                self.log.info("hop %d: %s", hop, seen[-1])
+            found = integrity.check(vm.control, wanted.touched_bytes)
+        self.assertEqual(found.status["bad_pages"], 0, found)
+        self.assertEqual(found.status["pages"] * 4096, wanted.touched_bytes)
+        first, last = seen[1], seen[-1]
+        self.assertLessEqual(last["maps"], first["maps"] + _MORE_MAPS)
+        self.assertEqual(last["descriptors"], first["descriptors"])
+        self.assertLessEqual(last["kib"], first["kib"] + _MORE_KIB)
+
+    def hop(self, start: VmFactory, old: Vm, qemu: Path, sockets: Path, name: str) -> Vm:
+        """Let the guest go to another QEMU, and the one it had go away."""
+        mechanism = mechanisms.Flip()
+        machine = cmdline.successor(
+            old.machine,
+            qemu=qemu,
+            firmware=old.machine.firmware,
+            sockets=sockets,
+            serial_log=start.directory / f"{name}-serial.log",
+            incoming=mechanism.incoming(dataclasses.replace(old.machine, sockets=sockets)),
+        )
+        new = start.expect(name, machine, old)
+        moved = upgrade(start, old, new, mechanism)
+        self.assertEqual(moved.outcome, Outcome.UPGRADED, moved.failure)
+        pause = downtime.pause(
+            old.heart.beats,
+            new.heart.beats,
+            Window(moved.start_ns, moved.end_ns),
+            old.events,
+            new.events,
+        )
+        self.log.info("%s: STOP to RESUME %s ms", name, pause.qmp)
+        old.monitor.execute("quit")
+        for _ in Deadline.after(30, "the last QEMU ends").poll(0.01):
+            if old.dead:
+                break
+        new.heart.wait(100, Deadline.after(60, "the guest's heart beats"), new.alive)
+        return new
+
+    def size(self, vm: Vm) -> dict[str, int]:
+        """Return what may not grow."""
+        process = Path(f"/proc/{vm.pid}")
+        return {
+            "maps": len((process / "maps").read_text(encoding="utf-8").splitlines()),
+            "descriptors": len(list((process / "fd").iterdir())),
+            "kib": memory.pss(vm.pid) // 1024,
+        }
