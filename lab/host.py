@@ -87,6 +87,11 @@ class MemoryGroup:
         """Return `argv` such that the process is in the group before it becomes QEMU."""
         return ["sh", "-c", 'echo $$ > "$0" && exec "$@"', str(self.path / "cgroup.procs"), *argv]
 
+    def limit(self, max_bytes: int) -> None:
+        """Let the kernel kill a member rather than let the group use more than `max_bytes`."""
+        name = "memory.limit_in_bytes" if self._v1 else "memory.max"
+        (self.path / name).write_text(str(max_bytes), encoding="ascii")
+
     def current(self) -> int:
         """Return what the group uses now (bytes)."""
         name = "memory.usage_in_bytes" if self._v1 else "memory.current"

@@ -52,6 +52,8 @@ class UpgradeOptions:
     old: str = "10.0"
     new: str = "10.2"
     limits: Limits = field(default_factory=Limits)
+    #: What both QEMUs may use beside the guest's RAM, by force; None is no such limit.
+    margin_bytes: int | None = None
     json: bool = False
     out: Path | None = None
     reproduce: str = "./pageflip upgrade"
@@ -81,6 +83,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=Limits().memory_ratio,
         metavar="X",
         help="verdict: highest memory peak, as a ratio to before (default: %(default)g)",
+    )
+    add(
+        "--memory-margin",
+        metavar="SIZE",
+        help="put both QEMUs into a memory group that may use the guest's RAM and this, and no "
+        "more: whatever doubles memory is killed by the kernel (default: no such group)",
     )
     add("--json", action="store_true", help="print exactly result.json on stdout")
 
@@ -147,6 +155,7 @@ def parse(options: argparse.Namespace, layout: Layout | None = None) -> UpgradeO
         old=options.old,
         new=options.new,
         limits=Limits(pause_ms=options.limit_pause_ms, memory_ratio=options.limit_memory_ratio),
+        margin_bytes=size(options.memory_margin) if options.memory_margin else None,
         json=options.json,
         out=options.out,
         reproduce=reproducer(options),
@@ -164,4 +173,6 @@ def reproducer(options: argparse.Namespace) -> str:
         "--limit-memory-ratio",
         f"{options.limit_memory_ratio:g}",
     ]
+    if margin := getattr(options, "memory_margin", None):
+        words += ["--memory-margin", margin]
     return shlex.join(words)

@@ -22,7 +22,7 @@ from lab.binary import Binary
 from lab.channel import Heart
 from lab.cmdline import Machine
 from lab.deadline import Deadline
-from lab.errors import CannotTellError, ExitCode
+from lab.errors import CannotTellError, ExitCode, PreconditionError
 from lab.guest import GuestImage
 from lab.host import MemoryGroup
 from lab.layout import Layout, socket_directory
@@ -63,6 +63,7 @@ def upgrade_once(
         socket_directory() as sockets,
         factory(record.directory, group) as start,
     ):
+        confine(group, options)
         machine = old_machine(layout, options, pair, image, mechanism, sockets, record)
         plan = Plan(options, pair, mechanism, machine)
         old = run_under_old(start, plan)
@@ -98,6 +99,18 @@ def check_host_and_names(layout: Layout, options: UpgradeOptions) -> dict[str, B
         + (f" by {mechanism.name}" if mechanism else ""),
     )
     return given
+
+
+def confine(group: MemoryGroup | None, options: UpgradeOptions) -> None:
+    """Limit the memory of both QEMUs together, if that is asked for."""
+    if options.margin_bytes is None:
+        return
+    if group is None:
+        raise PreconditionError(
+            "no memory group can be made here, so none can be limited",
+            hint="run as root, or leave --memory-margin out",
+        )
+    group.limit(options.ram_bytes + options.margin_bytes)
 
 
 @dataclass(frozen=True)

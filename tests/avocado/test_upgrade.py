@@ -34,6 +34,17 @@ class Upgrade(Upgrading, avocado.Test):
         self.assertEqual(self.moved(result, "copied_bytes"), 0)
         self.assertEqual(result.memory.new_huge_bytes, result.memory.old_huge_bytes)
 
+    def test_confined(self) -> None:
+        """With the guest's RAM and 256 MiB for both QEMUs, what doubles memory is killed."""
+        for mechanism in ("flip", "gift"):
+            result = self.upgrade(mechanism, 1 + SECOND_QEMU, margin_bytes=256 << 20)
+            self.assertEqual(result.reasons, [])
+            self.assertEqual(result.integrity.bad_pages, 0)
+        result = self.upgrade("precopy", 2.3, margin_bytes=256 << 20)
+        self.assertEqual(result.verdict, VerdictKind.FAIL)
+        self.assertNotEqual(result.outcome, Outcome.UPGRADED)
+        self.assertIn("killed by signal 9", " ".join(result.reasons))
+
     def test_flip_new_qemu_killed(self) -> None:
         """The new QEMU dies while it starts: the old one had everything all along."""
 

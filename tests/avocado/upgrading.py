@@ -28,7 +28,11 @@ class Upgrading:
     guest = "tiny"
 
     def upgrade(
-        self, mechanism: str, memory_ratio: float, interfere: Interfere | None = None
+        self,
+        mechanism: str,
+        memory_ratio: float,
+        interfere: Interfere | None = None,
+        margin_bytes: int | None = None,
     ) -> Result:
         """Upgrade the guest and return the result; cancel when this host cannot do it."""
         ram = options.size(self.params.get("ram", default="1G"))
@@ -43,9 +47,11 @@ class Upgrading:
             old=self.params.get("old", default="10.0"),
             new=self.params.get("new", default="10.2"),
             limits=Limits(pause_ms=pause, memory_ratio=memory_ratio),
+            margin_bytes=margin_bytes,
             reproduce=f"./pageflip upgrade --guest {self.guest} --ram {ram} "
             f"--mechanism {mechanism} --limit-pause-ms {pause:g} "
-            f"--limit-memory-ratio {memory_ratio}",
+            f"--limit-memory-ratio {memory_ratio}"
+            + (f" --memory-margin {margin_bytes >> 20}M" if margin_bytes else ""),
         )
         layout = dataclasses.replace(Layout.default(), out=Path(self.outputdir))
         try:
