@@ -19,6 +19,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from lab import config, fetch, firmware, patches, sources, toolchain
@@ -76,12 +77,17 @@ class _Recipe:
         extra = ("--disable-download",) if self.source.kind is Kind.DEBIAN else ()
         return ("--prefix=/usr", *self.options.configure, *self.release.configure, *extra)
 
+    @cached_property
+    def series_digest(self) -> str:
+        """What the series was when the build began: somebody may be editing it."""
+        return self.series.digest
+
     @property
     def key(self) -> str:
         parts = [
             str(_RECIPE),
             self.source.key,
-            self.series.digest,
+            self.series_digest,
             *self.configure,
             *self.options.targets,
             *self.tools.identity,
@@ -217,6 +223,11 @@ def _compiled(recipe: _Recipe) -> Path:
     if not tree.is_dir():
         for line in patches.patched_tree(recipe.source, recipe.series, tree):
             note(line)
+        if recipe.series.digest != recipe.series_digest:
+            shutil.rmtree(tree)
+            raise CannotTellError(
+                f"{recipe.title}: the series was changed meanwhile", "build again"
+            )
     if recipe.source.kind is not Kind.DEBIAN:
         firmware.keep_upstream(recipe.layout, tree)
     if not (objects / "configured").is_file():

@@ -112,6 +112,25 @@ def test_a_series_is_another_build(make: Make, done: Path, tmp_path: Path) -> No
     assert _done(done).count("configure") == 2
 
 
+def test_a_series_that_is_edited_meanwhile(
+    make: Make, layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = fake_source.mail("x", "", fake_source.change_text(20))
+    series = patches.load(fake_source.write_series(tmp_path / "9.9", {"0001-x.patch": text}))
+    apply = patches.patched_tree
+
+    def apply_and_edit(source: Source, series: Series, tree: Path) -> list[str]:
+        notes = list(apply(source, series, tree))
+        edited = fake_source.mail("x", "", fake_source.change_text(21))
+        series.patches[0].write_text(edited, encoding="utf-8")
+        return notes
+
+    monkeypatch.setattr(patches, "patched_tree", apply_and_edit)
+    with pytest.raises(CannotTellError, match="the series was changed meanwhile"):
+        make(series)
+    assert not list(layout.builds.glob("*/src"))
+
+
 def test_a_patch_that_does_not_apply_leaves_nothing(
     make: Make, done: Path, layout: Layout, tmp_path: Path
 ) -> None:
