@@ -173,6 +173,5 @@ def reproducer(options: argparse.Namespace) -> str:
         "--limit-memory-ratio",
         f"{options.limit_memory_ratio:g}",
     ]
-    if margin := getattr(options, "memory_margin", None):
-        words += ["--memory-margin", margin]
+    words += ["--memory-margin", options.memory_margin] if options.memory_margin else []
     return shlex.join(words)

@@ -70,6 +70,7 @@ def _upgrade_options(request: Request, ram: str, mechanism: str) -> UpgradeOptio
             new=request.new,
             limit_pause_ms=Limits().pause_ms,
             limit_memory_ratio=Limits().memory_ratio,
+            memory_margin=None,
             json=False,
             out=None,
         )
