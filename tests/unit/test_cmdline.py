@@ -89,3 +89,9 @@ def test_a_payload_boots_without_initramfs_and_command_line() -> None:
     assert "-append" not in words
     linux = cmdline.argv(OLD)
     assert [word for word in linux if word not in ("-initrd", "/i", "-append", "quiet")] == words
+
+
+def test_a_new_qemu_that_the_old_one_starts_has_its_own_log() -> None:
+    assert "-D" not in cmdline.argv(successor())
+    words = cmdline.argv(successor(trace_log=Path("/run/new.log")))
+    assert words[words.index("-D") + 1] == "/run/new.log"

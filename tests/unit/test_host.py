@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from lab import host
+from lab.deadline import Deadline
 from lab.errors import PreconditionError
 
 
@@ -37,3 +38,24 @@ def test_a_group_counts_what_is_in_it_and_goes_away() -> None:
         assert group.current() < 32 << 20
         path = group.path
     assert not path.exists()
+
+
+def test_a_limited_group_kills_what_wants_more() -> None:
+    with host.memory_group() as group:
+        if group is None:
+            pytest.skip("this user cannot make a memory group here")
+        group.limit(32 << 20)
+        argv = group.enter(["python3", "-c", "x = bytearray(b'x' * (256 << 20))"])
+        assert subprocess.run(argv, check=False, capture_output=True).returncode in {-9, 137}
+
+
+def test_what_a_killed_lab_left_is_ended() -> None:
+    with host.memory_group() as group:
+        if group is None:
+            pytest.skip("this user cannot make a memory group here")
+        left = subprocess.Popen(group.enter(["sleep", "100"]))
+        for _ in Deadline.after(10, "it is in the group").poll(0.01):
+            if str(left.pid) in (group.path / "cgroup.procs").read_text().split():
+                break
+        host._kill_members(group.path)
+        assert left.wait(10) == -9

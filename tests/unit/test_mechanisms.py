@@ -25,11 +25,17 @@ OURS = dataclasses.replace(
     commands=frozenset({"migrate", "localhost-migrate"}),
     localhost_mechanisms=frozenset({"copy", "gift", "handover"}),
 )
+FLIPS = dataclasses.replace(
+    OURS, localhost_mechanisms=frozenset({"copy", "gift", "handover", "flip"})
+)
 
 
 def test_the_best_that_both_have() -> None:
     assert choose("auto", OURS, OURS).name == "gift"
     assert choose("auto", STOCK, OURS).name == "postcopy"
+    assert choose("auto", FLIPS, FLIPS).name == "flip"
+    with pytest.raises(PreconditionError, match=r"localhost-migrate of the new QEMU .* flip"):
+        choose("flip-late", FLIPS, OURS)
 
 
 def test_what_the_pair_lacks_is_said_of_the_side_that_lacks_it() -> None:
@@ -66,6 +72,7 @@ def test_a_block_keeps_every_counter_apart() -> None:
         "name": "pc.ram",
         "mechanism": "gift",
         "size": 10,
+        "flipped-bytes": 7,
         "handed-over-bytes": 6,
         "gifted-bytes": 4,
         "copied-bytes": 1,
@@ -76,10 +83,11 @@ def test_a_block_keeps_every_counter_apart() -> None:
     found = Copy().blocks({"localhost": {"blocks": [block]}}, 10)
     assert found == [localhost_block(block)]
     assert (
+        found[0].flipped_bytes,
         found[0].handed_over_bytes,
         found[0].gifted_bytes,
         found[0].copied_bytes,
         found[0].faulted_bytes,
         found[0].zero_bytes,
         found[0].untouched_bytes,
-    ) == (6, 4, 1, 2, 3, 5)
+    ) == (7, 6, 4, 1, 2, 3, 5)

@@ -82,3 +82,11 @@ def test_each_guest_has_a_smallest_size_of_its_own() -> None:
         parsed("--guest", "micro", "--ram", "64M", "--touch", "60M")
     with pytest.raises(UsageError, match="no guest 'giant'"):
         parsed("--guest", "giant")
+
+
+def test_a_memory_margin_is_asked_for_and_told_again() -> None:
+    assert parsed().margin_bytes is None
+    wanted = parsed("--memory-margin", "256M")
+    assert wanted.margin_bytes == 256 << 20
+    again = shlex.split(wanted.reproduce)
+    assert again[again.index("--memory-margin") + 1] == "256M"

@@ -175,3 +175,35 @@ def test_git_is_not_led_to_the_repository_of_whoever_called_us(
 def test_git_has_no_other_way_to_be_led_astray() -> None:
     listed = process.run(["git", "rev-parse", "--local-env-vars"]).stdout.split()
     assert set(listed) <= process.GIT_LOCAL
+
+
+def test_the_child_of_a_child(tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    script = f"while [ ! -e {go} ]; do sleep 0.01; done; sleep 100 & wait"
+    with process.spawned(["sh", "-c", script]) as parent:
+        child = process.ChildOf(parent.pid)
+        while child.pid:  # one of the sleeps: over in a moment
+            child = process.ChildOf(parent.pid)
+        assert (child.pid, child.poll()) == (0, None)
+        go.touch()
+        for _ in Deadline.after(10, "the long sleep").poll(0.01):
+            child = process.ChildOf(parent.pid)
+            if child.pid and b"100" in Path(f"/proc/{child.pid}/cmdline").read_bytes():
+                break
+        assert child.poll() is None
+        os.kill(child.pid, signal.SIGKILL)
+        for _ in Deadline.after(10, "its end").poll(0.01):
+            if child.poll() is not None:
+                break
+        assert child.poll() == process.ENDED
+
+
+def test_the_child_of_a_child_ends_with_the_block() -> None:
+    with process.spawned(["sh", "-c", "sleep 100 & wait"]) as parent:
+        child = process.ChildOf(parent.pid)
+        for _ in Deadline.after(10, "the sleep").poll(0.01):
+            if child.pid:
+                break
+    for _ in Deadline.after(10, "its end").poll(0.01):
+        if child.poll() is not None:
+            return

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast
@@ -14,7 +14,7 @@ from fakes import FakeQemu, fake_qemu
 
 from lab.cmdline import Machine
 from lab.deadline import Deadline
-from lab.mechanisms import Precopy, StopCopy
+from lab.mechanisms import Flip, FlipLate, Precopy, StopCopy
 from lab.model import Outcome
 from lab.monitor import monitor
 from lab.upgrade import Upgrade, upgrade
@@ -31,6 +31,15 @@ class Process:
 
     def poll(self) -> int | None:
         return self.status
+
+
+class Factory:
+    """Both monitors are connected already; what else is asked, is asked here."""
+
+    def connect(self, _vm: Vm, alive: Callable[[], None] | None = None) -> None:
+        if alive:
+            for _ in Deadline.after(0.5, "the old QEMU says something").poll(0.01):
+                alive()
 
 
 class Pair:
@@ -60,7 +69,7 @@ class Pair:
                     side, path / "qmp", Deadline.after(5, "connect"), lambda: None, lambda _t: None
                 )
             )
-        self.factory = cast("VmFactory", type("F", (), {"connect": staticmethod(lambda _vm: None)}))
+        self.factory = cast("VmFactory", Factory())
 
     def answerer(self, side: str) -> Any:
         def answer(command: str, _arguments: dict[str, Any]) -> dict[str, Any] | None:
@@ -71,7 +80,7 @@ class Pair:
             if command == "query-migrate":
                 failed = {"status": "failed", "error-desc": "Unknown savevm section"}
                 return {"return": failed if self.ends == "failed" else {"status": self.ends}}
-            if command == "migrate":
+            if command in {"migrate", "localhost-migrate"}:
                 self.migrate()
             if command == "cont":
                 self.running[side] = True
@@ -112,6 +121,28 @@ def test_stop_copy_stops_first_and_continues_on_the_new_side(pair: Pair) -> None
     assert old.index("stop") < old.index("migrate")
     assert "cont" in [name for name, _ in pair.qemu["new"].commands]
     assert done.outcome is Outcome.UPGRADED
+
+
+def test_flip_starts_the_new_qemu_through_the_old_one(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lab.mechanisms.argv", lambda _machine: ["/new/qemu", "-S"])
+    monkeypatch.setattr(Factory, "connect", lambda _self, _vm, _alive=None: None)
+    assert pair.upgrade(Flip()).outcome is Outcome.UPGRADED
+    asked = dict(pair.qemu["old"].commands)["localhost-migrate"]
+    assert asked["exec"] == ["/new/qemu", "-S"]
+    assert (asked["mechanism"], asked["early-start"]) == ("flip", True)
+    assert "migrate-incoming" not in dict(pair.qemu["new"].commands)
+
+
+def test_a_new_qemu_that_never_came_is_not_waited_for(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lab.mechanisms.argv", lambda _machine: ["/new/qemu"])
+    pair.ends = "failed"
+    done = pair.upgrade(FlipLate())
+    assert done.outcome is Outcome.ROLLED_BACK
+    assert "the old QEMU says that the migration failed" in done.failure
 
 
 def test_a_refused_command_leaves_the_guest_where_it_is(pair: Pair) -> None:
