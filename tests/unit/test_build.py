@@ -245,8 +245,11 @@ def test_two_at_once_build_once(make: Make, done: Path) -> None:
 
 
 _BUILD = """
+import signal
 import sys
 from pathlib import Path
+# Whoever runs the tests with nohup has interrupts ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path[:0] = {path!r}
 import fake_source
 from lab import build, patches, sources
