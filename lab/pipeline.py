@@ -243,7 +243,8 @@ def move_and_sample(
         serial_log=start.directory / "new-serial.log",
         incoming=mechanism.incoming(dataclasses.replace(old.machine, sockets=sockets)),
     )
-    before = memory.pss(old.pid), memory.huge_pages(old.pid, plan.options.ram_bytes)
+    pss_before = memory.pss(old.pid)
+    huge_before = memory.huge_pages(old.pid, plan.options.ram_bytes)
     watched = group.watch() if group else None
     with step(f"upgrade by {mechanism.name}"):
         fresh = (
@@ -253,7 +254,9 @@ def move_and_sample(
         )
         with memory.sampled(old, fresh, considerate=bool(watched)) as sampler:
             moved = upgrade(start, old, fresh, mechanism, interfere)
-    used = memory.summarise(before[0], sampler.samples, before[1], watched() if watched else None)
+    used = memory.summarise(
+        pss_before, sampler.samples, huge_before, watched() if watched else None
+    )
     return moved, Used(used, sampler.samples)
 
 

@@ -150,7 +150,7 @@ def summarise(
 ) -> Memory:
     """Return what the upgrade cost; `cgroup` is the group's usage before and its peak (bytes)."""
     good = [sample for sample in samples if sample.skew_bytes <= MAX_ERROR * pss_before]
-    pss_peak = max(pss_before, *(s.old_pss_bytes + s.new_pss_bytes for s in good), 0)
+    pss_peak = max([pss_before, *(s.old_pss_bytes + s.new_pss_bytes for s in good)])
     before_bytes, peak_bytes = cgroup or (pss_before, pss_peak)
     return Memory(
         before_bytes=before_bytes,
