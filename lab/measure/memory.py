@@ -39,10 +39,7 @@ _DEAR_S = 0.001
 
 def pss(pid: int) -> int:
     """Return a process's PSS (bytes) from smaps_rollup (proc(5)); 0 once it has ended."""
-    try:
-        found = _PSS.search(Path(f"/proc/{pid}/smaps_rollup").read_bytes())
-    except (FileNotFoundError, ProcessLookupError):
-        found = None
+    found = _PSS.search(_read(pid, "smaps_rollup"))
     return int(found[1]) * 1024 if found else 0
 
 
@@ -52,15 +49,19 @@ def huge_pages(pid: int, ram_bytes: int) -> int:
     A QEMU has huge pages of its own as well, for its heap and for translated code, which are not
     the guest's: only mappings that can hold half of its RAM and no code are looked at.
     """
-    try:
-        text = Path(f"/proc/{pid}/smaps").read_bytes()
-    except (FileNotFoundError, ProcessLookupError):
-        return 0
     return sum(
         int(kib) * 1024
-        for start, end, permissions, kib in _MAPPING.findall(text)
+        for start, end, permissions, kib in _MAPPING.findall(_read(pid, "smaps"))
         if int(end, 16) - int(start, 16) >= ram_bytes // 2 and b"x" not in permissions
     )
+
+
+def _read(pid: int, name: str) -> bytes:
+    """Return a file of /proc/PID, which is empty once the process has ended."""
+    try:
+        return Path(f"/proc/{pid}/{name}").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""
 
 
 class HasPid(Protocol):
