@@ -23,6 +23,7 @@ class Backing(enum.StrEnum):
     PRIVATE = "private"  # plain -m: anonymous memory, what ordinary guests have
     SHARED = "shared"  # memfd with share=on and aux-ram-share=on, what cpr-transfer needs
     MEMFD = "memfd"  # memfd with share=on, all else private: what handover needs
+    HUGETLB = "hugetlb"  # private huge pages from the kernel's pool, all of them taken at once
 
 
 @dataclass(frozen=True)
@@ -151,8 +152,11 @@ def _board(machine: Machine) -> list[str]:
         str(machine.cpus),
     ]
     if machine.backing is not Backing.PRIVATE:
+        how = "share=on"
+        if machine.backing is Backing.HUGETLB:
+            how = "share=off,hugetlb=on,hugetlbsize=2M,prealloc=on"
         board[1] += ",memory-backend=ram"
-        board += ["-object", f"memory-backend-memfd,id=ram,size={megabytes}M,share=on"]
+        board += ["-object", f"memory-backend-memfd,id=ram,size={megabytes}M,{how}"]
     if machine.backing is Backing.SHARED:
         board[1] += ",aux-ram-share=on"
     return board

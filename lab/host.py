@@ -18,6 +18,11 @@ from lab.errors import PreconditionError
 from lab.layout import abandoned, held
 from lab.model import Host
 
+#: The kernel's pool of huge pages, and the size of one (bytes)
+#: (Documentation/admin-guide/mm/hugetlbpage.rst).
+POOL = Path("/sys/kernel/mm/hugepages/hugepages-2048kB")
+HUGE_PAGE = 2 * 2**20
+
 _CGROUP = Path("/sys/fs/cgroup")
 _MIB = 2**20
 
@@ -69,6 +74,28 @@ def require_memory(needed: int, why: str) -> None:
             f"not enough memory: {why} needs about {needed // _MIB} MiB and "
             f"{available // _MIB} MiB are available",
             hint="take a smaller guest with --ram, or free some memory",
+        )
+
+
+def free_huge_pages() -> int:
+    """Return how many pages of the pool nobody uses or has reserved."""
+    free, reserved = (
+        int((POOL / name).read_text(encoding="ascii")) if (POOL / name).exists() else 0
+        for name in ("free_hugepages", "resv_hugepages")
+    )
+    return free - reserved
+
+
+def require_huge_pages(needed: int, why: str) -> None:
+    """Raise CannotTellError unless the pool has `needed` bytes free."""
+    free = free_huge_pages() * HUGE_PAGE
+    if needed > free:
+        total = int((POOL / "nr_hugepages").read_text(encoding="ascii")) if POOL.exists() else 0
+        more = -(-(needed - free) // HUGE_PAGE)
+        raise PreconditionError(
+            f"not enough huge pages: {why} needs {needed // _MIB} MiB of them and "
+            f"{free // _MIB} MiB are free",
+            hint=f"as root: echo {total + more} > {POOL / 'nr_hugepages'}",
         )
 
 

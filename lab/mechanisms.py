@@ -15,7 +15,7 @@ from lab.binary import Binary
 from lab.cmdline import Backing, Machine, argv, cpr_channel
 from lab.deadline import Deadline
 from lab.errors import PreconditionError, UsageError
-from lab.model import Block, Phases
+from lab.model import Block, Pages, Phases
 from lab.vm import Vm
 
 #: QEMU's default of 128 MiB/s would measure the limit, not the mechanism (bytes/s).
@@ -29,6 +29,8 @@ class Mechanism(abc.ABC):
     name: ClassVar[str]
     summary: ClassVar[str]
     backing: ClassVar[Backing] = Backing.PRIVATE
+    #: Whether it moves private huge pages of the kernel's pool (hugetlbfs) as well.
+    pool: ClassVar[bool] = False
     #: Whether the old side keeps all memory until the new side has it as well.
     doubles: ClassVar[bool] = False
     #: Whether the new QEMU's monitor answers before the move has begun.
@@ -94,6 +96,7 @@ class Precopy(Mechanism):
     name = "precopy"
     summary = "copies while the guest runs, again what it dirtied, then the rest; doubles memory"
     doubles = True
+    pool = True
 
     def go(self, old: Vm, new: Vm) -> None:
         old.monitor.execute("migrate", {"uri": self._uri(new)})
@@ -282,6 +285,7 @@ class Flip(Localhost):
     summary = "the old QEMU starts the new one, which inherits private memory; no copy"
     monitor_first = False
     inherits = True
+    pool = True
     early: ClassVar[bool] = True
 
     def incoming(self, new: Machine) -> tuple[str, ...]:
@@ -335,6 +339,19 @@ def named(name: str) -> Mechanism | None:
     known = "".join(f"\n    {one.name:<13} {one.summary}" for one in MECHANISMS)
     hint = f"take one of these, or auto for the best that both QEMUs have:{known}"
     raise UsageError(f"there is no mechanism {name!r}", hint)
+
+
+def backing(mechanism: Mechanism, pages: Pages) -> Backing:
+    """Return what guest RAM is made of; raise PreconditionError when it cannot be moved so."""
+    if pages is Pages.THP:
+        return mechanism.backing
+    if not mechanism.pool:
+        able = ", ".join(one.name for one in MECHANISMS if one.pool)
+        raise PreconditionError(
+            f"mechanism {mechanism.name} does not move private huge pages of the kernel's pool",
+            hint=f"take one of {able}, or leave out --pages",
+        )
+    return Backing.HUGETLB
 
 
 def choose(name: str, old: Binary, new: Binary) -> Mechanism:

@@ -28,6 +28,13 @@ class Outcome(enum.StrEnum):
     DOUBLED = "doubled"  # it runs under both: the worst there is
 
 
+class Pages(enum.StrEnum):
+    """What pages guest RAM consists of."""
+
+    THP = "thp"  # ordinary ones, and transparent huge pages as far as the kernel gives any
+    HUGETLB = "hugetlb"  # huge pages of the kernel's pool, private
+
+
 class VerdictKind(enum.StrEnum):
     """What the lab says in the end."""
 
@@ -191,6 +198,7 @@ class Result(Model):
     ram_bytes: int
     touched_bytes: int
     dirty_rate: int = Field(description="bytes a second that the guest rewrites")
+    pages: Pages = Field(description="what pages guest RAM consists of")
     total_ms: float | None = Field(
         description="first command of the upgrade until both QEMUs say it is complete"
     )

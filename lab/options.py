@@ -9,10 +9,10 @@ import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lab import guest
+from lab import guest, host
 from lab.errors import UsageError
 from lab.layout import Layout
-from lab.model import Limits
+from lab.model import Limits, Pages
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)([KMGT]?)(?:i?B)?", re.IGNORECASE)
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -54,6 +54,7 @@ class UpgradeOptions:
     limits: Limits = field(default_factory=Limits)
     #: What both QEMUs may use beside the guest's RAM, by force; None is no such limit.
     margin_bytes: int | None = None
+    pages: Pages = Pages.THP
     json: bool = False
     out: Path | None = None
     reproduce: str = "./pageflip upgrade"
@@ -89,6 +90,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SIZE",
         help="put both QEMUs into a memory group that may use the guest's RAM and this, and no "
         "more: whatever doubles memory is killed by the kernel (default: no such group)",
+    )
+    add(
+        "--pages",
+        default=Pages.THP,
+        choices=list(Pages),
+        help="guest RAM: thp, ordinary memory and what transparent huge pages the kernel gives; "
+        "hugetlb, private huge pages of 2 MiB from the kernel's pool (default: thp)",
     )
     add("--json", action="store_true", help="print exactly result.json on stdout")
 
@@ -143,6 +151,11 @@ def parse(options: argparse.Namespace, layout: Layout | None = None) -> UpgradeO
             f"{options.guest} less than {wanted.reserve_mib} MiB for itself",
             hint="touch less or give more --ram",
         )
+    pages = Pages(options.pages)
+    if pages is Pages.HUGETLB and ram % host.HUGE_PAGE:
+        raise UsageError(f"--ram {options.ram}: with --pages hugetlb it is a multiple of 2M")
+    if pages is Pages.HUGETLB and options.memory_margin:
+        raise UsageError("--memory-margin: a memory group does not count --pages hugetlb")
     if options.limit_pause_ms <= 0 or options.limit_memory_ratio <= 0:
         raise UsageError("a limit must be larger than zero")
     return UpgradeOptions(
@@ -156,6 +169,7 @@ def parse(options: argparse.Namespace, layout: Layout | None = None) -> UpgradeO
         new=options.new,
         limits=Limits(pause_ms=options.limit_pause_ms, memory_ratio=options.limit_memory_ratio),
         margin_bytes=size(options.memory_margin) if options.memory_margin else None,
+        pages=pages,
         json=options.json,
         out=options.out,
         reproduce=reproducer(options),
@@ -165,7 +179,8 @@ def parse(options: argparse.Namespace, layout: Layout | None = None) -> UpgradeO
 def reproducer(options: argparse.Namespace) -> str:
     """Return the command line that asks for the same upgrade again, every default spelt out."""
     words = ["./pageflip", "upgrade"]
-    for name in ("guest", "ram", "touch", "dirty_rate", "mechanism", "accel", "old", "new"):
+    names = ("guest", "ram", "touch", "pages", "dirty_rate", "mechanism", "accel", "old", "new")
+    for name in names:
         words += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
     words += [
         "--limit-pause-ms",

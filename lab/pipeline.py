@@ -29,7 +29,7 @@ from lab.layout import Layout, socket_directory
 from lab.measure import downtime, integrity, memory
 from lab.measure.downtime import Window
 from lab.mechanisms import Mechanism
-from lab.model import Integrity, Memory, Outcome, Result, Sample, VerdictKind
+from lab.model import Integrity, Memory, Outcome, Pages, Result, Sample, VerdictKind
 from lab.options import UpgradeOptions, add_arguments, parse
 from lab.progress import note_once, step
 from lab.record import Record, as_json
@@ -93,11 +93,14 @@ def check_host_and_names(layout: Layout, options: UpgradeOptions) -> dict[str, B
     for name in names - given.keys():
         releases.get(name.removeprefix("stock:"))
     copies = 2 if mechanism and mechanism.doubles else 1
-    host.require_memory(
-        copies * (options.ram_bytes + _OVERHEAD),
-        f"moving a guest of {options.ram_bytes // 2**20} MiB"
-        + (f" by {mechanism.name}" if mechanism else ""),
+    what = f"moving a guest of {options.ram_bytes // 2**20} MiB" + (
+        f" by {mechanism.name}" if mechanism else ""
     )
+    if options.pages is Pages.HUGETLB:
+        host.require_huge_pages(copies * options.ram_bytes, what)
+        host.require_memory(copies * _OVERHEAD, what)
+    else:
+        host.require_memory(copies * (options.ram_bytes + _OVERHEAD), what)
     return given
 
 
@@ -177,7 +180,7 @@ def old_machine(
         serial_log=record.directory / "old-serial.log",
         accel="tcg",
         ram_bytes=options.ram_bytes,
-        backing=mechanism.backing,
+        backing=mechanisms.backing(mechanism, options.pages),
     )
     chosen = accel.choose(layout, options.accel, machine)
     if chosen.reason:
@@ -245,7 +248,8 @@ def move_and_sample(
     )
     pss_before = memory.pss(old.pid)
     huge_before = memory.huge_pages(old.pid, plan.options.ram_bytes)
-    watched = group.watch() if group else None
+    # The pool's pages are in no memory group's account.
+    watched = group.watch() if group and plan.options.pages is Pages.THP else None
     with step(f"upgrade by {mechanism.name}"):
         fresh = (
             start.expect("new", successor, old)
@@ -315,6 +319,7 @@ def verdict(
         ram_bytes=options.ram_bytes,
         touched_bytes=options.touched_bytes,
         dirty_rate=options.dirty_rate,
+        pages=options.pages,
         total_ms=window.ms if moved.survivor_is_new else None,
         pause_ms=pause,
         phases_ms=mechanism.phases(moved.old_info, moved.new_start_ms),

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from lab import options
 from lab.figures import WARM_UP, Request
-from lab.model import Limits
+from lab.model import Limits, Pages
 from lab.options import UpgradeOptions
 
 
@@ -68,6 +68,7 @@ def _upgrade_options(request: Request, ram: str, mechanism: str) -> UpgradeOptio
             accel=request.accel,
             old=request.old,
             new=request.new,
+            pages=Pages.THP,
             limit_pause_ms=Limits().pause_ms,
             limit_memory_ratio=Limits().memory_ratio,
             memory_margin=None,

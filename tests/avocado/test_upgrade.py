@@ -9,7 +9,7 @@ import os
 import signal
 
 import avocado
-from upgrading import SECOND_QEMU, Upgrading
+from upgrading import SECOND_QEMU, Upgrading, kill_new
 
 from lab import options
 from lab.deadline import Deadline
@@ -47,15 +47,8 @@ class Upgrade(Upgrading, avocado.Test):
 
     def test_flip_new_qemu_killed(self) -> None:
         """The new QEMU dies while it starts: the old one had everything all along."""
-
-        def kill(_old: Vm, new: Vm) -> None:
-            for _ in Deadline.after(30, "the new QEMU is there").poll(0.001):
-                if new.pid:
-                    os.kill(new.pid, signal.SIGKILL)
-                    return
-
         for mechanism in ("flip", "flip-late"):
-            result = self.upgrade(mechanism, 1 + SECOND_QEMU, kill)
+            result = self.upgrade(mechanism, 1 + SECOND_QEMU, kill_new)
             self.assertEqual(result.outcome, Outcome.ROLLED_BACK, result.reasons)
             self.assertIn("killed by signal 9", " ".join(result.reasons))
             self.assertEqual(result.integrity.bad_pages, 0)

@@ -5,13 +5,17 @@ A mixin: avocado finds tests without importing them, by classes that name avocad
 """
 
 import dataclasses
+import os
+import signal
 from pathlib import Path
 
 from lab import options, pipeline
+from lab.deadline import Deadline
 from lab.errors import PreconditionError
 from lab.layout import Layout
-from lab.model import Limits, Outcome, Result, VerdictKind
+from lab.model import Limits, Outcome, Pages, Result, VerdictKind
 from lab.upgrade import Interfere
+from lab.vm import Vm
 
 #: What the second QEMU itself needs, as a share of a guest of 1 GiB, and the noise of a busy host.
 SECOND_QEMU = 0.15
@@ -21,11 +25,20 @@ SECOND_QEMU = 0.15
 _STUCK_MS = 120_000
 
 
+def kill_new(_old: Vm, new: Vm) -> None:
+    """Kill a new QEMU that the old one starts, as soon as it is there."""
+    for _ in Deadline.after(30, "the new QEMU is there").poll(0.001):
+        if new.pid:
+            os.kill(new.pid, signal.SIGKILL)
+            return
+
+
 class Upgrading:
     """Upgrades the guest that the test class names, and checks what every upgrade must keep."""
 
     timeout = 600
     guest = "tiny"
+    ram = "1G"
 
     def upgrade(
         self,
@@ -33,9 +46,10 @@ class Upgrading:
         memory_ratio: float,
         interfere: Interfere | None = None,
         margin_bytes: int | None = None,
+        pages: Pages = Pages.THP,
     ) -> Result:
         """Upgrade the guest and return the result; cancel when this host cannot do it."""
-        ram = options.size(self.params.get("ram", default="1G"))
+        ram = options.size(self.params.get("ram", default=self.ram))
         pause = float(self.params.get("limit_pause_ms", default=_STUCK_MS))
         wanted = options.UpgradeOptions(
             guest=self.guest,
@@ -48,8 +62,9 @@ class Upgrading:
             new=self.params.get("new", default="10.2"),
             limits=Limits(pause_ms=pause, memory_ratio=memory_ratio),
             margin_bytes=margin_bytes,
+            pages=pages,
             reproduce=f"./pageflip upgrade --guest {self.guest} --ram {ram} "
-            f"--mechanism {mechanism} --limit-pause-ms {pause:g} "
+            f"--pages {pages} --mechanism {mechanism} --limit-pause-ms {pause:g} "
             f"--limit-memory-ratio {memory_ratio}"
             + (f" --memory-margin {margin_bytes >> 20}M" if margin_bytes else ""),
         )
@@ -63,9 +78,9 @@ class Upgrading:
             self.log.info(line)
         return result
 
-    def passes(self, mechanism: str, memory_ratio: float) -> Result:
+    def passes(self, mechanism: str, memory_ratio: float, pages: Pages = Pages.THP) -> Result:
         """Upgrade, and assert integrity, the pause and the memory."""
-        result = self.upgrade(mechanism, memory_ratio)
+        result = self.upgrade(mechanism, memory_ratio, pages=pages)
         self.assertEqual(result.reasons, [])
         self.assertEqual(result.verdict, VerdictKind.PASS)
         self.assertEqual(result.outcome, Outcome.UPGRADED)

@@ -73,6 +73,11 @@ def test_shared_memory_for_handover() -> None:
     assert words[words.index("-object") + 1].startswith("memory-backend-memfd,id=ram,")
 
 
+def test_private_huge_pages_are_taken_at_once() -> None:
+    words = cmdline.argv(dataclasses.replace(OLD, backing=Backing.HUGETLB))
+    assert "share=off,hugetlb=on,hugetlbsize=2M,prealloc=on" in words[words.index("-object") + 1]
+
+
 def test_two_incoming_channels_and_commas() -> None:
     new = successor(incoming=("unix:/m", cmdline.cpr_channel(Path("/c"))), sockets=Path("/a,b"))
     words = cmdline.argv(new)

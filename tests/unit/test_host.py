@@ -26,6 +26,19 @@ def test_more_memory_than_there_is() -> None:
     host.require_memory(1, "nearly nothing")
 
 
+def test_a_pool_of_huge_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "POOL", tmp_path / "none")
+    with pytest.raises(PreconditionError, match="needs 4 MiB of them and 0 MiB are free"):
+        host.require_huge_pages(4 << 20, "a guest")
+    monkeypatch.setattr(host, "POOL", tmp_path)
+    for name, value in (("nr", 9), ("free", 5), ("resv", 2)):
+        (tmp_path / f"{name}_hugepages").write_text(f"{value}\n", encoding="ascii")
+    host.require_huge_pages(3 * host.HUGE_PAGE, "a guest")
+    with pytest.raises(PreconditionError, match="needs 8 MiB of them and 6 MiB") as caught:
+        host.require_huge_pages(4 * host.HUGE_PAGE, "a guest")
+    assert caught.value.hint == f"as root: echo 10 > {tmp_path}/nr_hugepages"
+
+
 def test_a_group_counts_what_is_in_it_and_goes_away() -> None:
     with host.memory_group() as group:
         if group is None:

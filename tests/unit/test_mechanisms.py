@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from lab.binary import Binary
+from lab.cmdline import Backing
 from lab.errors import PreconditionError, UsageError
-from lab.mechanisms import MECHANISMS, Copy, choose, localhost_block
+from lab.mechanisms import MECHANISMS, Copy, Flip, Handover, backing, choose, localhost_block
+from lab.model import Pages
 
 STOCK = Binary(
     Path("/q"),
@@ -28,6 +30,14 @@ OURS = dataclasses.replace(
 FLIPS = dataclasses.replace(
     OURS, localhost_mechanisms=frozenset({"copy", "gift", "handover", "flip"})
 )
+
+
+def test_who_moves_the_pools_pages() -> None:
+    assert backing(Handover(), Pages.THP) is Backing.MEMFD
+    assert backing(Flip(), Pages.HUGETLB) is Backing.HUGETLB
+    with pytest.raises(PreconditionError, match="copy does not move private huge pages") as caught:
+        backing(Copy(), Pages.HUGETLB)
+    assert "one of flip, flip-late, precopy," in caught.value.hint
 
 
 def test_the_best_that_both_have() -> None:

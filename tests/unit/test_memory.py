@@ -69,6 +69,21 @@ def test_huge_pages_are_counted_where_guest_ram_can_be() -> None:
         assert huge_pages(os.getpid(), 2**40) == 0
 
 
+def test_the_pools_pages_count_by_half_where_both_have_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    files = {
+        "smaps_rollup": b"Pss:  100 kB\nPss_Dirty: 9 kB\nShared_Hugetlb:  4096 kB\n"
+        b"Private_Hugetlb:  2048 kB\nSwap: 7 kB\n",
+        "smaps": b"7f0000000000-7f0000800000 rw-p 00000000 00:10 1  /memfd:ram (deleted)\n"
+        b"Size: 8192 kB\nAnonHugePages:  0 kB\nShmemPmdMapped: 0 kB\n"
+        b"Shared_Hugetlb:  4096 kB\nPrivate_Hugetlb:  2048 kB\nSwap: 0 kB\n",
+    }
+    monkeypatch.setattr(memory, "_read", lambda _pid, name: files[name])
+    assert pss(1) == (100 + 2048 + 2048) * 1024
+    assert huge_pages(1, 8 << 20) == (4096 + 2048) * 1024
+
+
 def test_a_process_that_is_gone_uses_nothing() -> None:
     assert (pss(2**22 + 1), huge_pages(2**22 + 1, GIB)) == (0, 0)
 

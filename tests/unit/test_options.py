@@ -13,12 +13,19 @@ from hypothesis import strategies as st
 
 from lab import options
 from lab.errors import UsageError
+from lab.model import Pages
 
 
 def parsed(*words: str) -> options.UpgradeOptions:
     parser = argparse.ArgumentParser()
     options.add_arguments(parser)
     return options.parse(parser.parse_args(words))
+
+
+def test_pages() -> None:
+    wanted = parsed("--pages", "hugetlb", "--ram", "514M")
+    assert wanted.pages is Pages.HUGETLB
+    assert "--pages hugetlb" in wanted.reproduce
 
 
 def test_defaults_are_those_of_the_readme() -> None:
@@ -51,6 +58,8 @@ def test_a_size_is_a_number_or_a_usage_error(text: str) -> None:
         ("--ram", "1G", "--touch", "1000M"),
         ("--limit-pause-ms", "0"),
         ("--limit-memory-ratio", "-1"),
+        ("--pages", "hugetlb", "--ram", "513M"),
+        ("--pages", "hugetlb", "--memory-margin", "64M"),
     ],
 )
 def test_what_cannot_be_is_refused(words: tuple[str, ...]) -> None:

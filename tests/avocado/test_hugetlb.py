@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A guest on private huge pages of the kernel's pool, which has not one page more than the guest.
+
+Parameters (avocado -p): as in test_upgrade.py, ram (512M).
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import avocado
+from upgrading import SECOND_QEMU, Upgrading, kill_new
+
+from lab import host, options
+from lab.model import Outcome, Pages
+
+
+class Hugetlb(Upgrading, avocado.Test):
+    """The pool was filled for one guest: whoever takes another page from it breaks something."""
+
+    ram = "512M"
+
+    def test_flip(self) -> None:
+        """The pages change owner, and the pool is as it was when both QEMUs have ended."""
+        with self.pool() as pages:
+            result = self.passes("flip", 1 + SECOND_QEMU, pages=Pages.HUGETLB)
+            self.assertEqual(host.free_huge_pages(), pages)
+        self.assertGreater(self.moved(result, "flipped_bytes"), 0.9 * result.ram_bytes)
+        self.assertEqual(result.memory.old_huge_bytes, result.ram_bytes)
+        self.assertEqual(result.memory.new_huge_bytes, result.ram_bytes)
+
+    def test_new_qemu_killed(self) -> None:
+        """The guest keeps its pages under the old QEMU, and gives none of them up."""
+        with self.pool() as pages:
+            result = self.upgrade("flip", 1 + SECOND_QEMU, kill_new, pages=Pages.HUGETLB)
+            self.assertEqual(host.free_huge_pages(), pages)
+        self.assertEqual(result.outcome, Outcome.ROLLED_BACK)
+        self.assertEqual(result.integrity.bad_pages, 0)
+
+    @contextmanager
+    def pool(self) -> Iterator[int]:
+        """Let exactly the guest's RAM be free in the pool for the block: that many pages."""
+        wanted = options.size(self.params.get("ram", default=self.ram)) // host.HUGE_PAGE
+        knob = host.POOL / "nr_hugepages"
+        try:
+            before = int(knob.read_text(encoding="ascii"))
+            knob.write_text(str(before - host.free_huge_pages() + wanted), encoding="ascii")
+        except OSError as error:
+            self.cancel(f"the pool of huge pages cannot be set: {error}; run as root")
+        try:
+            if host.free_huge_pages() != wanted:
+                self.cancel(f"the kernel has no {wanted} huge pages to give")
+            yield wanted
+        finally:
+            knob.write_text(str(before), encoding="ascii")
