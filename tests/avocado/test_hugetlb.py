@@ -4,6 +4,7 @@
 Parameters (avocado -p): as in test_upgrade.py, ram (512M).
 """
 
+import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -38,17 +39,22 @@ class Hugetlb(Upgrading, avocado.Test):
 
     @contextmanager
     def pool(self) -> Iterator[int]:
-        """Let exactly the guest's RAM be free in the pool for the block: that many pages."""
+        """Let exactly the guest's RAM be free in the pool for the block: that many pages.
+
+        One test at a time: there is one pool.
+        """
         wanted = options.size(self.params.get("ram", default=self.ram)) // host.HUGE_PAGE
-        knob = host.POOL / "nr_hugepages"
         try:
-            before = int(knob.read_text(encoding="ascii"))
-            knob.write_text(str(before - host.free_huge_pages() + wanted), encoding="ascii")
+            knob = (host.POOL / "nr_hugepages").open("r+", encoding="ascii", buffering=1)
         except OSError as error:
             self.cancel(f"the pool of huge pages cannot be set: {error}; run as root")
-        try:
-            if host.free_huge_pages() != wanted:
-                self.cancel(f"the kernel has no {wanted} huge pages to give")
-            yield wanted
-        finally:
-            knob.write_text(str(before), encoding="ascii")
+        with knob:
+            fcntl.flock(knob, fcntl.LOCK_EX)
+            before = int(knob.read())
+            try:
+                knob.write(f"{before - host.free_huge_pages() + wanted}\n")
+                if host.free_huge_pages() != wanted:
+                    self.cancel(f"the kernel has no {wanted} huge pages to give")
+                yield wanted
+            finally:
+                knob.write(f"{before}\n")
