@@ -4,9 +4,10 @@
  *
  * Threads: the heartbeat owns the heartbeat port; the worker owns the
  * memory region; the command thread (main) owns the reading side of the
- * control port.  They share only what is named here: a mutex-guarded
- * copy of the worker's counters, atomic heartbeat counters, and the
- * locked writing side of the control port.
+ * control port; the echo thread owns the network's sockets.  They share
+ * only what is named here: mutex-guarded copies of the worker's and the
+ * echo thread's counters, atomic heartbeat counters, and the locked
+ * writing side of the control port.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -73,6 +74,25 @@ void worker_start(void);
 /* Takes the job's id over; false (and the id stays) when the queue is full */
 bool worker_submit(const Job *job);
 void worker_report(json_t *reply);
+
+/* echo.c: what the host reaches over the guest's network */
+typedef enum EchoDamage {
+    ECHO_FLIP,
+    ECHO_DROP,
+    ECHO_DOUBLE,
+    ECHO_CLOSE,
+    ECHO_DAMAGES,
+} EchoDamage;
+
+/*
+ * Serve at ADDRESS; with a PREFIX the first Ethernet interface gets it.
+ * Returns NULL, or what failed, with errno set.
+ */
+const char *echo_start(const char *address, unsigned prefix,
+                       unsigned *udp_port, unsigned *tcp_port);
+/* Damages what the TCP stream carries next */
+void echo_damage(EchoDamage kind);
+void echo_report(json_t *reply);
 
 /* command.c */
 void command_loop(int control_fd, bool in_guest);

@@ -40,6 +40,13 @@ static const char *const corrupt_modes[CORRUPT_MODES] = {
     [CORRUPT_TABLE] = "table",
 };
 
+static const char *const echo_damages[ECHO_DAMAGES] = {
+    [ECHO_FLIP] = "flip",
+    [ECHO_DROP] = "drop",
+    [ECHO_DOUBLE] = "double",
+    [ECHO_CLOSE] = "close",
+};
+
 static json_t *describe(void)
 {
     struct utsname uts;
@@ -66,6 +73,7 @@ static void cmd_status(json_t *request, json_t *id)
     worker_report(body);
     heartbeat_report(body);
     kmsg_report(body);
+    echo_report(body);
     json_object_set_new(body, "mem_available_bytes",
                         json_integer(meminfo_bytes("MemAvailable")));
     json_object_set_new(body, "uptime_ms",
@@ -159,6 +167,48 @@ static void cmd_release(json_t *request, json_t *id)
     submit((Job) { .kind = JOB_RELEASE }, id);
 }
 
+static void cmd_echo(json_t *request, json_t *id)
+{
+    const char *address = json_string_value(json_object_get(request,
+                                                            "address"));
+    unsigned udp_port, tcp_port;
+    uint64_t prefix = 0;
+    const char *failed;
+
+    if (!address) {
+        reply_error(id, "address is missing or not a string");
+        return;
+    }
+    if (json_object_get(request, "prefix") &&
+        !get_number(request, id, "prefix", 32, &prefix)) {
+        return;
+    }
+    failed = echo_start(address, prefix, &udp_port, &tcp_port);
+    if (failed) {
+        reply_error(id, "%s: %s", failed, strerror(errno));
+    } else {
+        reply_ok(id, json_pack("{s:i, s:i}", "udp_port", (int)udp_port,
+                               "tcp_port", (int)tcp_port));
+    }
+}
+
+static void cmd_echo_damage(json_t *request, json_t *id)
+{
+    const char *mode = json_string_value(json_object_get(request, "mode"));
+    EchoDamage kind = 0;
+
+    while (kind < ECHO_DAMAGES &&
+           (!mode || strcmp(mode, echo_damages[kind]))) {
+        kind++;
+    }
+    if (kind == ECHO_DAMAGES) {
+        reply_error(id, "mode must be flip, drop, double or close");
+    } else {
+        echo_damage(kind);
+        reply_ok(id, NULL);
+    }
+}
+
 static void cmd_poweroff(json_t *request, json_t *id)
 {
     (void)request;
@@ -182,6 +232,8 @@ static const Command commands[] = {
     { "reset_clock", cmd_reset_clock },
     { "corrupt", cmd_corrupt },
     { "release", cmd_release },
+    { "echo", cmd_echo },
+    { "echo_damage", cmd_echo_damage },
     { "poweroff", cmd_poweroff },
 };
 
