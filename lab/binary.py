@@ -34,6 +34,8 @@ class Binary:
     migration_modes: frozenset[str]
     #: What localhost-migrate's argument ``mechanism`` takes; empty without the series.
     localhost_mechanisms: frozenset[str] = frozenset()
+    #: The names of all of localhost-migrate's arguments.
+    localhost_arguments: frozenset[str] = frozenset()
 
     def side(self) -> Side:
         """Return it as the result has it."""
@@ -71,6 +73,7 @@ def inspect(path: Path, release: str | None = None) -> Binary:
         commands,
         frozenset(_enum_values(schema, "migrate-set-parameters", "mode")),
         frozenset(_enum_values(schema, "localhost-migrate", "mechanism")),
+        frozenset(_arguments(schema, "localhost-migrate")),
     )
 
 
@@ -112,11 +115,15 @@ def _ask(path: Path) -> tuple[list[dict[str, Any]], frozenset[str]]:
                 return qmp.execute("query-qmp-schema"), commands
 
 
-def _enum_values(schema: Iterable[Mapping[str, Any]], command: str, member: str) -> list[str]:
-    """Return the values that a command's enum argument takes (docs/devel/qapi-code-gen.rst)."""
+def _arguments(schema: Iterable[Mapping[str, Any]], command: str) -> dict[str, str]:
+    """Return a command's arguments, each with its type (docs/devel/qapi-code-gen.rst)."""
     entities = {entity["name"]: entity for entity in schema}
     arguments = entities.get(entities.get(command, {}).get("arg-type", ""), {})
-    for argument in arguments.get("members", []):
-        if argument["name"] == member:
-            return [value["name"] for value in entities[argument["type"]].get("members", [])]
-    return []
+    return {argument["name"]: argument["type"] for argument in arguments.get("members", [])}
+
+
+def _enum_values(schema: Iterable[Mapping[str, Any]], command: str, member: str) -> list[str]:
+    """Return the values that a command's enum argument takes."""
+    kind = _arguments(schema, command).get(member)
+    found = next((entity for entity in schema if entity["name"] == kind), {})
+    return [value["name"] for value in found.get("members", [])]

@@ -27,6 +27,14 @@ class Backing(enum.StrEnum):
 
 
 @dataclass(frozen=True)
+class Nic:
+    """A virtio network card on a tap: an open descriptor, whose number is the lab's and QEMU's."""
+
+    tap: int
+    mac: str = "52:54:00:12:34:56"
+
+
+@dataclass(frozen=True)
 class Machine:
     """One QEMU: everything its command line says.
 
@@ -47,8 +55,14 @@ class Machine:
     backing: Backing = Backing.PRIVATE
     machine_type: str = MACHINE_TYPE
     incoming: tuple[str, ...] = ()
+    nics: tuple[Nic, ...] = ()
     #: Where trace events go; None is stderr, with everything else that QEMU says.
     trace_log: Path | None = None
+
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """The descriptors that its command line refers to by number."""
+        return tuple(nic.tap for nic in self.nics)
 
     @property
     def qmp(self) -> Path:
@@ -123,10 +137,20 @@ def argv(machine: Machine) -> list[str]:
             "-device",
             f"virtserialport,bus=ports.0,chardev={name},name={port}",
         ]
+    words += _network(machine)
     for where in machine.incoming:
         words += ["-incoming", where]
     if machine.trace_log:
         words += ["-D", str(machine.trace_log)]
+    return words
+
+
+def _network(machine: Machine) -> list[str]:
+    words = []
+    for number, nic in enumerate(machine.nics):
+        # Without an option ROM: -kernel boots, and the network is not asked.
+        card = f"virtio-net-pci,id=nic{number},netdev=net{number},mac={nic.mac},romfile="
+        words += ["-netdev", f"tap,id=net{number},fd={nic.tap}", "-device", card]
     return words
 
 

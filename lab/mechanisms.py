@@ -46,6 +46,13 @@ class Mechanism(abc.ABC):
         """Return what this pair lacks for the mechanism, or an empty string."""
         return ""
 
+    def missing_for_descriptors(self, old: Binary) -> str:
+        """Return what the old QEMU lacks to let the new one have descriptors, or an empty string.
+
+        Who starts the new QEMU has to pass them: mostly the lab.
+        """
+        return ""
+
     def incoming(self, new: Machine) -> tuple[str, ...]:
         """Return the values of ``-incoming`` for the new QEMU."""
         return ("defer",)
@@ -278,6 +285,11 @@ class Handover(Localhost):
     backing = Backing.MEMFD
 
 
+def _name(descriptor: int) -> str:
+    """Return the name that the old QEMU knows a descriptor by that is for the new one."""
+    return f"pageflip-{descriptor}"
+
+
 class Flip(Localhost):
     """The old QEMU starts the new one, which inherits its memory: no copy."""
 
@@ -288,13 +300,24 @@ class Flip(Localhost):
     pool = True
     early: ClassVar[bool] = True
 
+    def missing_for_descriptors(self, old: Binary) -> str:
+        if "fds" in old.localhost_arguments:
+            return ""
+        return (
+            f"the localhost-migrate of the old QEMU ({old.version}) has no argument fds: the QEMU "
+            "that it starts gets no descriptors"
+        )
+
     def incoming(self, new: Machine) -> tuple[str, ...]:
         return (f"localhost:{new.sockets / 'migrate'}",)
 
     def prepare(self, old: Vm, new: Vm) -> None:
         _set_capabilities(old, self.old_capabilities)
+        for descriptor in new.machine.descriptors:
+            old.monitor.give(_name(descriptor), descriptor)
 
     def go(self, old: Vm, new: Vm) -> None:
+        given = [{"name": _name(fd), "fd": fd} for fd in new.machine.descriptors]
         old.monitor.execute(
             "localhost-migrate",
             {
@@ -303,6 +326,7 @@ class Flip(Localhost):
                 "mechanism": self.best,
                 "exec": argv(new.machine),
                 "early-start": self.early,
+                **({"fds": given} if given else {}),
             },
         )
 

@@ -128,6 +128,16 @@ class Integrity(Model):
     kernel_log_lost: int = Field(default=0, description="kernel log records that came too fast")
 
 
+class Findings(Model):
+    """What a workload found out."""
+
+    name: str = Field(description="the workload")
+    figures: dict[str, int | float | None] = Field(
+        description="what was measured and counted, units in the names"
+    )
+    problems: list[str] = Field(description="what was lost, one sentence each; empty when nothing")
+
+
 class Block(Model):
     """How one RAM block moved.  Every byte is counted once, under what really happened to it."""
 
@@ -207,6 +217,7 @@ class Result(Model):
     memory: Memory | None
     integrity: Integrity
     blocks: list[Block]
+    workloads: list[Findings] = Field(default=[], description="what each workload found")
     limits: Limits
     old: Side
     new: Side

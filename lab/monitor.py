@@ -118,6 +118,18 @@ class Monitor:
         self._log(f"{self.name} = {answer}")
         return answer
 
+    def give(self, name: str, descriptor: int) -> None:
+        """Give QEMU a descriptor under a name (the command getfd); raises as `execute` does."""
+        deadline = Deadline.after(_COMMAND_S, "getfd")
+        try:
+            self._wait(self._send(descriptor), deadline)
+        except (QMPError, OSError) as error:
+            raise MonitorError(f"{self.name}: getfd: the monitor is gone ({error})") from error
+        self.execute("getfd", {"fdname": name}, deadline)
+
+    async def _send(self, descriptor: int) -> None:
+        self._client.send_fd_scm(descriptor)
+
     @property
     def events(self) -> list[Event]:
         """All events so far, oldest first."""

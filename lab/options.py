@@ -9,10 +9,11 @@ import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lab import guest, host
+from lab import guest, host, workloads
 from lab.errors import UsageError
 from lab.layout import Layout
 from lab.model import Limits, Pages
+from lab.workloads import Workload
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)([KMGT]?)(?:i?B)?", re.IGNORECASE)
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -52,6 +53,8 @@ class UpgradeOptions:
     old: str = "10.0"
     new: str = "10.2"
     limits: Limits = field(default_factory=Limits)
+    #: What the guest does meanwhile, beside its memory and its clocks.
+    workloads: tuple[Workload, ...] = ()
     #: What both QEMUs may use beside the guest's RAM, by force; None is no such limit.
     margin_bytes: int | None = None
     pages: Pages = Pages.THP
@@ -71,6 +74,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="how the guest is moved (default: auto, the best that both QEMUs have)",
     )
     add_shared(parser, dirty_rate="50M")
+    add(
+        "--workload",
+        metavar="NAME[,NAME...]",
+        help="what the guest does meanwhile and is checked for, beside its memory and its clocks: "
+        + ", ".join(one.name for one in workloads.WORKLOADS)
+        + " (default: nothing)",
+    )
     add(
         "--limit-pause-ms",
         type=float,
@@ -168,6 +178,7 @@ def parse(options: argparse.Namespace, layout: Layout | None = None) -> UpgradeO
         old=options.old,
         new=options.new,
         limits=Limits(pause_ms=options.limit_pause_ms, memory_ratio=options.limit_memory_ratio),
+        workloads=workloads.named(options.workload or ""),
         margin_bytes=size(options.memory_margin) if options.memory_margin else None,
         pages=pages,
         json=options.json,
@@ -188,5 +199,6 @@ def reproducer(options: argparse.Namespace) -> str:
         "--limit-memory-ratio",
         f"{options.limit_memory_ratio:g}",
     ]
+    words += ["--workload", options.workload] if options.workload else []
     words += ["--memory-margin", options.memory_margin] if options.memory_margin else []
     return shlex.join(words)

@@ -17,7 +17,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lab import accel, binary, build, cmdline, config, firmware, guest, host, mechanisms, report
+from lab import (
+    accel,
+    binary,
+    build,
+    cmdline,
+    config,
+    firmware,
+    guest,
+    host,
+    mechanisms,
+    report,
+    workloads,
+)
 from lab.binary import Binary
 from lab.channel import Heart
 from lab.cmdline import Machine
@@ -29,13 +41,14 @@ from lab.layout import Layout, socket_directory
 from lab.measure import downtime, integrity, memory
 from lab.measure.downtime import Window
 from lab.mechanisms import Mechanism
-from lab.model import Integrity, Memory, Outcome, Pages, Result, Sample, VerdictKind
+from lab.model import Findings, Integrity, Memory, Outcome, Pages, Result, Sample, VerdictKind
 from lab.options import UpgradeOptions, add_arguments, parse
 from lab.progress import note_once, step
 from lab.record import Record, as_json
 from lab.upgrade import Interfere, Upgrade, upgrade
 from lab.verdict import Observation, judge
 from lab.vm import Vm, VmFactory, factory
+from lab.workloads import NOTHING, Together
 
 __all__ = ["add_arguments", "run", "upgrade_once"]
 
@@ -58,22 +71,25 @@ def upgrade_once(
     pair = paired_build(layout, options, given, record)
     image = guest_image(layout, options, record)
     mechanism = mechanisms.choose(options.mechanism, pair.old, pair.new)
+    workloads.check_mechanism(options.workloads, mechanism, pair.old)
     with (
         host.memory_group() as group,
         socket_directory() as sockets,
+        workloads.opened(options.workloads, record.directory) as work,
         factory(record.directory, group) as start,
     ):
         confine(group, options)
-        machine = old_machine(layout, options, pair, image, mechanism, sockets, record)
-        plan = Plan(options, pair, mechanism, machine)
+        machine = old_machine(layout, options, pair, image, mechanism, sockets, record, work)
+        plan = Plan(options, pair, mechanism, machine, work)
         old = run_under_old(start, plan)
         moved, used = move_and_sample(start, old, plan, group, interfere)
         record.write("upgrade", moved.record())
         account = check_integrity(old, moved, options)
         if moved.survivor_is_new:
             used = used.with_huge_pages(moved.new, options.ram_bytes)
-        record.write("measure", {**used.record(), "integrity": account})
-        result = verdict(plan, record, old, moved, used, account)
+        found = findings(plan, old, moved)
+        record.write("measure", {**used.record(), "integrity": account, "workloads": found})
+        result = verdict(plan, record, old, moved, used, account, found)
     record.finish(result)
     return result
 
@@ -86,7 +102,7 @@ def check_host_and_names(layout: Layout, options: UpgradeOptions) -> dict[str, B
     Raises UsageError for a name that nobody knows, PreconditionError without the memory.
     """
     mechanism = mechanisms.named(options.mechanism)
-    guest.named(layout, options.guest)
+    workloads.check_guest(options.workloads, options.guest, guest.named(layout, options.guest))
     releases = config.load(layout.patches / "releases.toml")
     names = {options.old, options.new}
     given = {name: binary.inspect(Path(name)) for name in names if "/" in name}
@@ -124,6 +140,7 @@ class Plan:
     pair: Pair
     mechanism: Mechanism
     machine: Machine
+    work: Together = NOTHING
 
 
 @dataclass(frozen=True)
@@ -168,6 +185,7 @@ def old_machine(
     mechanism: Mechanism,
     sockets: Path,
     record: Record,
+    work: Together = NOTHING,
 ) -> Machine:
     """Say what the old QEMU is to run, and by which accelerator."""
     machine = Machine(
@@ -185,7 +203,7 @@ def old_machine(
     chosen = accel.choose(layout, options.accel, machine)
     if chosen.reason:
         note_once(chosen.reason)
-    machine = dataclasses.replace(machine, accel=chosen.accel)
+    machine = work.equip(dataclasses.replace(machine, accel=chosen.accel))
     record.write(
         "run",
         {
@@ -206,6 +224,7 @@ def run_under_old(start: VmFactory, plan: Plan) -> Vm:
         old = start.boot("old", plan.machine)
     with step("fill the guest's memory (MiB)") as tick:
         integrity.fill(old.control, options.touched_bytes, options.dirty_rate, tick)
+    plan.work.start(old)
     listen(old.heart, old)
     return old
 
@@ -246,6 +265,7 @@ def move_and_sample(
         serial_log=start.directory / "new-serial.log",
         incoming=mechanism.incoming(dataclasses.replace(old.machine, sockets=sockets)),
     )
+    successor = plan.work.succeed(successor, mechanism)
     pss_before = memory.pss(old.pid)
     huge_before = memory.huge_pages(old.pid, plan.options.ram_bytes)
     # The pool's pages are in no memory group's account.
@@ -290,8 +310,22 @@ def check_integrity(old: Vm, moved: Upgrade, options: UpgradeOptions) -> Integri
     return integrity.integrity(found, old.heart.beats, moved.new.heart.beats)
 
 
+def findings(plan: Plan, old: Vm, moved: Upgrade) -> list[Findings]:
+    """Let the workloads say what they lost; of a guest that is lost nothing more can be said."""
+    if moved.outcome in {Outcome.LOST, Outcome.DOUBLED}:
+        return []
+    survivor = moved.new if moved.survivor_is_new else old
+    return plan.work.check(survivor, Window(moved.start_ns, moved.end_ns))
+
+
 def verdict(
-    plan: Plan, record: Record, old: Vm, moved: Upgrade, used: Used, account: Integrity
+    plan: Plan,
+    record: Record,
+    old: Vm,
+    moved: Upgrade,
+    used: Used,
+    account: Integrity,
+    found: list[Findings],
 ) -> Result:
     """Judge what was seen."""
     options, mechanism = plan.options, plan.mechanism
@@ -306,6 +340,7 @@ def verdict(
         pause_ms=pause,
         memory=used.memory,
         integrity=account,
+        workloads=tuple(found),
     )
     judged = judge(options.limits, seen)
     return Result(
@@ -326,6 +361,7 @@ def verdict(
         memory=used.memory,
         integrity=account,
         blocks=mechanism.blocks(moved.old_info, options.ram_bytes),
+        workloads=found,
         limits=options.limits,
         old=plan.pair.old.side(),
         new=plan.pair.new.side(),

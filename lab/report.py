@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lab.model import Block, Result, VerdictKind
+from lab.model import Block, Findings, Result, VerdictKind
 
 _MIB = 2**20
 
@@ -61,6 +61,7 @@ def _rows(result: Result) -> list[tuple[str, str]]:
             f"({integrity.pages_checked_after} after the upgrade, {integrity.pages_dirtied} "
             f"rewritten); {integrity.heartbeats} heartbeats, {integrity.heartbeats_lost} lost",
         ),
+        *((found.name, _figures(found)) for found in result.workloads),
         ("moved", "; ".join(_moved(block) for block in largest(result.blocks)) or "nothing"),
         (
             "accelerator",
@@ -76,6 +77,13 @@ def _rows(result: Result) -> list[tuple[str, str]]:
         ("exit code", "0" if result.verdict is VerdictKind.PASS else "1"),
     ]
     return rows
+
+
+def _figures(found: Findings) -> str:
+    return ", ".join(
+        f"{key} {value:.1f}" if isinstance(value, float) else f"{key} {value}"
+        for key, value in found.figures.items()
+    )
 
 
 def largest(blocks: list[Block], keep: int = 3) -> list[Block]:

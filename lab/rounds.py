@@ -72,6 +72,7 @@ def _upgrade_options(request: Request, ram: str, mechanism: str) -> UpgradeOptio
             limit_pause_ms=Limits().pause_ms,
             limit_memory_ratio=Limits().memory_ratio,
             memory_margin=None,
+            workload=None,
             json=False,
             out=None,
         )

@@ -6,7 +6,17 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from lab.model import Integrity, Limits, Memory, Model, Outcome, Pause, Result, VerdictKind
+from lab.model import (
+    Findings,
+    Integrity,
+    Limits,
+    Memory,
+    Model,
+    Outcome,
+    Pause,
+    Result,
+    VerdictKind,
+)
 
 #: Clocks (a) and (b) that differ by more than this, and by more than half, are pointed out (ms).
 _DISAGREEMENT_MS = 20.0
@@ -23,6 +33,7 @@ class Observation(Model):
     pause_ms: Pause
     memory: Memory | None
     integrity: Integrity
+    workloads: tuple[Findings, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -36,7 +47,13 @@ class Verdict:
 
 def judge(limits: Limits, seen: Observation) -> Verdict:
     """Judge an upgrade."""
-    reasons = [*_outcome(seen), *_integrity(seen), *_pause(limits, seen), *_memory(limits, seen)]
+    reasons = [
+        *_outcome(seen),
+        *_integrity(seen),
+        *(f"{found.name}: {text}" for found in seen.workloads for text in found.problems),
+        *_pause(limits, seen),
+        *_memory(limits, seen),
+    ]
     kind = VerdictKind.FAIL if reasons else VerdictKind.PASS
     return Verdict(kind, reasons, _notes(seen))
 
@@ -50,6 +67,7 @@ def faults(result: Result) -> list[str]:
         pause_ms=result.pause_ms,
         memory=result.memory,
         integrity=result.integrity,
+        workloads=tuple(result.workloads),
     )
     boundless = Limits(pause_ms=math.inf, memory_ratio=math.inf)
     beyond = set(judge(result.limits, seen).reasons) - set(judge(boundless, seen).reasons)

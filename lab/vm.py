@@ -116,7 +116,11 @@ class VmFactory:
         log = self.directory / f"{name}.log"
         log.write_text(f"+ {run.command_line(argv)}\n", encoding="utf-8")
         process = self.stack.enter_context(
-            run.spawned(self.group.enter(argv) if self.group else argv, log=log)
+            run.spawned(
+                self.group.enter(argv) if self.group else argv,
+                log=log,
+                pass_fds=machine.descriptors,
+            )
         )
         return Vm(name, machine, process, log, control, heart)
 

@@ -67,10 +67,14 @@ def qmp_pause_ms(old: Sequence[Event], new: Sequence[Event]) -> float | None:
 
 def outside_ms(beats: Sequence[Beat], start_ns: int, end_ns: int) -> float | None:
     """Return the longest gap between arrivals that overlaps the time from start to end (ms)."""
-    arrivals = sorted(beat.host_ns for beat in beats)
+    return longest_gap_ms([beat.host_ns for beat in beats], start_ns, end_ns)
+
+
+def longest_gap_ms(arrivals: Sequence[int], start_ns: int, end_ns: int) -> float | None:
+    """Return the longest gap between arrivals that overlaps the time from start to end (ms)."""
     gaps = [
         later - earlier
-        for earlier, later in pairwise(arrivals)
+        for earlier, later in pairwise(sorted(arrivals))
         if later >= start_ns and earlier <= end_ns
     ]
     return max(gaps) / _NS_PER_MS if gaps else None

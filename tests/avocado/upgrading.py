@@ -9,7 +9,7 @@ import os
 import signal
 from pathlib import Path
 
-from lab import options, pipeline
+from lab import options, pipeline, workloads
 from lab.deadline import Deadline
 from lab.errors import PreconditionError
 from lab.layout import Layout
@@ -47,6 +47,7 @@ class Upgrading:
         interfere: Interfere | None = None,
         margin_bytes: int | None = None,
         pages: Pages = Pages.THP,
+        workload: str = "",
     ) -> Result:
         """Upgrade the guest and return the result; cancel when this host cannot do it."""
         ram = options.size(self.params.get("ram", default=self.ram))
@@ -63,10 +64,12 @@ class Upgrading:
             limits=Limits(pause_ms=pause, memory_ratio=memory_ratio),
             margin_bytes=margin_bytes,
             pages=pages,
+            workloads=workloads.named(workload),
             reproduce=f"./pageflip upgrade --guest {self.guest} --ram {ram} "
             f"--pages {pages} --mechanism {mechanism} --limit-pause-ms {pause:g} "
             f"--limit-memory-ratio {memory_ratio}"
-            + (f" --memory-margin {margin_bytes >> 20}M" if margin_bytes else ""),
+            + (f" --memory-margin {margin_bytes >> 20}M" if margin_bytes else "")
+            + (f" --workload {workload}" if workload else ""),
         )
         layout = dataclasses.replace(Layout.default(), out=Path(self.outputdir))
         try:
@@ -78,9 +81,15 @@ class Upgrading:
             self.log.info(line)
         return result
 
-    def passes(self, mechanism: str, memory_ratio: float, pages: Pages = Pages.THP) -> Result:
+    def passes(
+        self,
+        mechanism: str,
+        memory_ratio: float,
+        pages: Pages = Pages.THP,
+        workload: str = "",
+    ) -> Result:
         """Upgrade, and assert integrity, the pause and the memory."""
-        result = self.upgrade(mechanism, memory_ratio, pages=pages)
+        result = self.upgrade(mechanism, memory_ratio, pages=pages, workload=workload)
         self.assertEqual(result.reasons, [])
         self.assertEqual(result.verdict, VerdictKind.PASS)
         self.assertEqual(result.outcome, Outcome.UPGRADED)

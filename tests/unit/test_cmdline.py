@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 
 from lab import cmdline
-from lab.cmdline import Backing, Machine
+from lab.cmdline import Backing, Machine, Nic
 
 OLD = Machine(
     qemu=Path("/old/qemu"),
@@ -100,3 +100,12 @@ def test_a_new_qemu_that_the_old_one_starts_has_its_own_log() -> None:
     assert "-D" not in cmdline.argv(successor())
     words = cmdline.argv(successor(trace_log=Path("/run/new.log")))
     assert words[words.index("-D") + 1] == "/run/new.log"
+
+
+def test_a_card_on_a_tap_that_is_given_by_number() -> None:
+    assert OLD.descriptors == ()
+    machine = dataclasses.replace(OLD, nics=(Nic(7), Nic(9, "52:54:00:00:00:02")))
+    words = cmdline.argv(machine)
+    assert machine.descriptors == (7, 9)
+    assert "tap,id=net0,fd=7" in words
+    assert any("netdev=net1,mac=52:54:00:00:00:02" in word for word in words)

@@ -101,3 +101,11 @@ def test_a_block_keeps_every_counter_apart() -> None:
         found[0].zero_bytes,
         found[0].untouched_bytes,
     ) == (7, 6, 4, 1, 2, 3, 5)
+
+
+def test_who_starts_the_new_qemu_has_to_pass_descriptors() -> None:
+    assert choose("gift", FLIPS, FLIPS).missing_for_descriptors(FLIPS) == ""
+    flip = choose("flip", FLIPS, FLIPS)
+    assert "has no argument fds" in flip.missing_for_descriptors(FLIPS)
+    able = dataclasses.replace(FLIPS, localhost_arguments=frozenset({"uri", "fds"}))
+    assert flip.missing_for_descriptors(able) == ""

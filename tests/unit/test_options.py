@@ -99,3 +99,13 @@ def test_a_memory_margin_is_asked_for_and_told_again() -> None:
     assert wanted.margin_bytes == 256 << 20
     again = shlex.split(wanted.reproduce)
     assert again[again.index("--memory-margin") + 1] == "256M"
+
+
+def test_workloads_are_asked_for_and_told_again() -> None:
+    assert parsed().workloads == ()
+    wanted = parsed("--workload", "network,network")
+    assert [workload.name for workload in wanted.workloads] == ["network"]
+    assert parsed(*shlex.split(wanted.reproduce)[2:]).workloads == wanted.workloads
+    with pytest.raises(UsageError, match="no workload 'juggling'") as caught:
+        parsed("--workload", "network,juggling")
+    assert "network " in caught.value.hint

@@ -55,7 +55,9 @@ class Pair:
             path = sockets / side
             path.mkdir()
             self.qemu[side] = stack.enter_context(fake_qemu(path / "qmp", self.answerer(side)))
-            machine = cast("Machine", type("M", (), {"sockets": path, "qmp": path / "qmp"}))
+            machine = cast(
+                "Machine", type("M", (), {"sockets": path, "qmp": path / "qmp", "descriptors": ()})
+            )
             self.vm[side] = Vm(
                 side,
                 machine,

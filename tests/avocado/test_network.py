@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A TCP connection into the guest stays open while it changes QEMUs, and not a byte is lost.
+
+Parameters (avocado -p): as in test_upgrade.py.
+"""
+
+import avocado
+from upgrading import SECOND_QEMU, Upgrading, kill_new
+
+from lab.deadline import Deadline
+from lab.model import Findings, Outcome, Result, VerdictKind
+from lab.vm import Vm
+
+#: What the second QEMU itself needs, as a share of this smaller guest.
+_RATIO = 1 + 2 * SECOND_QEMU
+#: The tap keeps as many packets as its queue has room for, 500 at least: one comes each
+#: millisecond, and the stream's (ms).
+_QUEUED_MS = 200
+
+
+class Network(Upgrading, avocado.Test):
+    """The verdict says what the workload found; here is what it cannot know."""
+
+    ram = "512M"
+
+    def test_flip(self) -> None:
+        """One tap for both QEMUs: what comes while the guest stands still waits there."""
+        for mechanism in ("flip", "flip-late"):
+            found = self.found(self.passes(mechanism, _RATIO, workload="network"))
+            gap_ms = found.figures["gap_ms"] or 0
+            if gap_ms < _QUEUED_MS:
+                # None, mostly.  One was seen, and why is not known.
+                self.assertLess(found.figures["lost"] or 0, 2 + gap_ms / 2)
+
+    def test_two_taps(self) -> None:
+        """Who starts the new QEMU gives it a tap of its own, on the same bridge."""
+        for mechanism in ("gift", "postcopy"):
+            self.found(self.passes(mechanism, _RATIO, workload="network"))
+
+    def test_precopy(self) -> None:
+        """What everybody does today, for comparison."""
+        self.found(self.passes("precopy", 2.3, workload="network"))
+
+    def test_new_qemu_killed(self) -> None:
+        """The connection stays where the guest stays."""
+        result = self.upgrade("flip", _RATIO, kill_new, workload="network")
+        self.assertEqual(result.outcome, Outcome.ROLLED_BACK)
+        self.assertEqual(self.found(result).problems, [])
+
+    def test_damage(self) -> None:
+        """Whatever happens to the stream is found, and is the upgrade's fault."""
+        for mode, words in (
+            ("flip", "came back changed at byte"),
+            ("drop", "came back changed at byte"),
+            ("double", "came back changed at byte"),
+            ("close", "was closed from the guest's side"),
+        ):
+
+            def damage(old: Vm, _new: Vm, mode: str = mode) -> None:
+                deadline = Deadline.after(30, "the guest damages its answers")
+                old.control.call("echo_damage", deadline, mode=mode)
+
+            result = self.upgrade("precopy", 2.3, damage, workload="network")
+            self.assertEqual(result.verdict, VerdictKind.FAIL, mode)
+            self.assertIn(words, " ".join(result.reasons))
+
+    def found(self, result: Result) -> Findings:
+        """Return the network's findings, which have to speak of a stream that went on."""
+        self.assertEqual([found.name for found in result.workloads], ["network"])
+        found = result.workloads[0]
+        self.assertGreater(found.figures["tcp_bytes"], 100_000)
+        self.assertGreater(found.figures["datagrams"], 1000)
+        return found
