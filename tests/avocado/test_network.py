@@ -53,7 +53,7 @@ class Network(Upgrading, avocado.Test):
             ("flip", "came back changed at byte"),
             ("drop", "came back changed at byte"),
             ("double", "came back changed at byte"),
-            ("close", "was closed from the guest's side"),
+            ("close", "the TCP connection"),  # closed, or reset with bytes unread
         ):
 
             def damage(old: Vm, _new: Vm, mode: str = mode) -> None:
