@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 from lab import options
 from lab.figures import WARM_UP, Request
-from lab.model import Limits, Pages
 from lab.options import UpgradeOptions
 
 
@@ -58,22 +57,17 @@ def plan(request: Request) -> list[Slot]:
 
 
 def _upgrade_options(request: Request, ram: str, mechanism: str) -> UpgradeOptions:
-    return options.parse(
-        argparse.Namespace(
-            guest=request.guest,
-            ram=ram,
-            touch=request.touch,
-            dirty_rate=request.dirty_rate,
-            mechanism=mechanism,
-            accel=request.accel,
-            old=request.old,
-            new=request.new,
-            pages=Pages.THP,
-            limit_pause_ms=Limits().pause_ms,
-            limit_memory_ratio=Limits().memory_ratio,
-            memory_margin=None,
-            workload=None,
-            json=False,
-            out=None,
-        )
+    """Return what is asked for, and for everything else what ``upgrade`` does by default."""
+    parser = argparse.ArgumentParser()
+    options.add_arguments(parser)
+    asked = argparse.Namespace(
+        guest=request.guest,
+        ram=ram,
+        touch=request.touch,
+        dirty_rate=request.dirty_rate,
+        mechanism=mechanism,
+        accel=request.accel,
+        old=request.old,
+        new=request.new,
     )
+    return options.parse(parser.parse_args([], asked))
