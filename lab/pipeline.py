@@ -295,8 +295,8 @@ def listen(heart: Heart, vm: Vm) -> None:
 
 def check_integrity(old: Vm, moved: Upgrade, options: UpgradeOptions) -> Integrity:
     """Let the guest check itself wherever it lives now."""
-    survivor = moved.new if moved.survivor_is_new else old
-    if moved.outcome in {Outcome.LOST, Outcome.DOUBLED}:
+    survivor = moved.survivor(old)
+    if survivor is None:
         return integrity.nothing_known(old.heart.beats, moved.new.heart.beats)
     try:
         listen(survivor.heart, survivor)
@@ -312,10 +312,8 @@ def check_integrity(old: Vm, moved: Upgrade, options: UpgradeOptions) -> Integri
 
 def findings(plan: Plan, old: Vm, moved: Upgrade) -> list[Findings]:
     """Let the workloads say what they lost; of a guest that is lost nothing more can be said."""
-    if moved.outcome in {Outcome.LOST, Outcome.DOUBLED}:
-        return []
-    survivor = moved.new if moved.survivor_is_new else old
-    return plan.work.check(survivor, Window(moved.start_ns, moved.end_ns))
+    survivor = moved.survivor(old)
+    return plan.work.check(survivor, Window(moved.start_ns, moved.end_ns)) if survivor else []
 
 
 def verdict(

@@ -38,6 +38,12 @@ class Upgrade:
         """Whether the guest now runs under the new QEMU."""
         return self.outcome is Outcome.UPGRADED
 
+    def survivor(self, old: Vm) -> Vm | None:
+        """Return the one QEMU that the guest can be asked in; None when there is not just one."""
+        if self.outcome in {Outcome.LOST, Outcome.DOUBLED}:
+            return None
+        return self.new if self.survivor_is_new else old
+
     def record(self) -> dict[str, Any]:
         """Return it for the run directory."""
         return {
