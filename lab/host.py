@@ -79,18 +79,20 @@ def require_memory(needed: int, why: str) -> None:
 
 def free_huge_pages() -> int:
     """Return how many pages of the pool nobody uses or has reserved."""
-    free, reserved = (
-        int((POOL / name).read_text(encoding="ascii")) if (POOL / name).exists() else 0
-        for name in ("free_hugepages", "resv_hugepages")
-    )
-    return free - reserved
+    return _pool("free_hugepages") - _pool("resv_hugepages")
+
+
+def _pool(name: str) -> int:
+    """Return a number of the pool's; 0 where the kernel has none."""
+    path = POOL / name
+    return int(path.read_text(encoding="ascii")) if path.exists() else 0
 
 
 def require_huge_pages(needed: int, why: str) -> None:
     """Raise CannotTellError unless the pool has `needed` bytes free."""
     free = free_huge_pages() * HUGE_PAGE
     if needed > free:
-        total = int((POOL / "nr_hugepages").read_text(encoding="ascii")) if POOL.exists() else 0
+        total = _pool("nr_hugepages")
         more = -(-(needed - free) // HUGE_PAGE)
         raise PreconditionError(
             f"not enough huge pages: {why} needs {needed // _MIB} MiB of them and "

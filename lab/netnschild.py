@@ -54,6 +54,11 @@ def tap(netlink: IPRoute, master: int) -> int:
     return descriptor
 
 
+def refuse(control: socket.socket, error: Exception) -> None:
+    """Answer with what went wrong, and what the user can do about it."""
+    control.send(json.dumps({"error": str(error), "hint": hint(error)}).encode())
+
+
 def hint(error: Exception) -> str:
     """Return what the user can do about it."""
     if isinstance(error, OSError) and error.filename == _TUN:
@@ -70,7 +75,7 @@ def serve(control: socket.socket, netlink: IPRoute, master: int) -> None:
             else:
                 given = socket.socket(socket.AF_INET, socket.SocketKind[word]).detach()
         except (OSError, NetlinkError) as error:
-            control.send(json.dumps({"error": str(error), "hint": hint(error)}).encode())
+            refuse(control, error)
             continue
         socket.send_fds(control, [b"{}"], [given])
         os.close(given)
@@ -82,7 +87,7 @@ def main() -> None:
         try:
             master = bridge(netlink)
         except NetlinkError as error:
-            control.send(json.dumps({"error": str(error), "hint": hint(error)}).encode())
+            refuse(control, error)
             return
         control.send(b"{}")
         serve(control, netlink, master)
