@@ -5,9 +5,6 @@ Parameters (avocado -p): ram (1G), touch (75%), dirty_rate (50M), accel (auto), 
 limit_pause_ms (120000: a guest that is stuck).
 """
 
-import os
-import signal
-
 import avocado
 from upgrading import SECOND_QEMU, Upgrading, kill_new
 
@@ -114,11 +111,7 @@ class Upgrade(Upgrading, avocado.Test):
 
     def test_new_qemu_killed(self) -> None:
         """The new QEMU dies at once: the guest goes on under the old one, whole."""
-
-        def kill(_old: Vm, new: Vm) -> None:
-            os.kill(new.pid, signal.SIGKILL)
-
-        result = self.upgrade("gift", 1 + SECOND_QEMU, kill)
+        result = self.upgrade("gift", 1 + SECOND_QEMU, kill_new)
         self.assertEqual(result.outcome, Outcome.ROLLED_BACK, result.reasons)
         self.assertEqual(result.verdict, VerdictKind.FAIL)
         self.assertEqual(result.integrity.bad_pages, 0)

@@ -26,7 +26,7 @@ _STUCK_MS = 120_000
 
 
 def kill_new(_old: Vm, new: Vm) -> None:
-    """Kill a new QEMU that the old one starts, as soon as it is there."""
+    """Kill the new QEMU; one that the old QEMU starts, as soon as it is there."""
     for _ in Deadline.after(30, "the new QEMU is there").poll(0.001):
         if new.pid:
             os.kill(new.pid, signal.SIGKILL)
