@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from lab import fetch
@@ -24,10 +25,12 @@ from lab.config import DebianSource, PinnedFile
 from lab.deadline import Deadline
 from lab.errors import CannotTellError
 from lab.layout import Layout, locked
-from lab.progress import note, step
+from lab.progress import step
 
-#: Where the guest's and the firmware's packages come from.
+#: Where the small guests' and the firmware's packages come from.
 SUITE = "trixie"
+#: Every suite that binary packages are taken from; its lists are read when it is first asked for.
+SUITES = (SUITE, "bookworm")
 #: Suites that only source packages are taken from.
 _SOURCE_SUITES = ("sid",)
 _KEYRINGS = (
@@ -42,6 +45,9 @@ _OFFLINE = (
     "check the network; without one, put the source files into a directory and name it in "
     "PAGEFLIP_SOURCES"
 )
+#: apt reads its lists again for each call: not one for each of two hundred packages.
+_BATCH = 20
+_PLANNED = re.compile(r"^'[^']+' (?P<package>[a-z0-9][a-z0-9.+-]+)_\S+\.deb \d+ ", re.MULTILINE)
 _URI_LINE = re.compile(r"^'(?P<uri>[^']+)' (?P<file>\S+) (?P<size>\d+) SHA256:(?P<sha256>\w{64})$")
 
 
@@ -116,7 +122,7 @@ def pick_mirror(listed: str, host: dict[str, str]) -> str | None:
     return None
 
 
-def sources_text(uri: str, keyring: Path) -> str:
+def sources_text(uri: str, keyring: Path, suite: str = SUITE) -> str:
     """Return the private sources file, in deb822 form."""
     common = (
         f"URIs: {uri}\nComponents: main\nSigned-By: {keyring}\n"
@@ -124,6 +130,8 @@ def sources_text(uri: str, keyring: Path) -> str:
     )
     # A mirror that lags serves a sid whose lists have expired.  What is taken from there is pinned
     # by SHA-256, so that an old list can offer nothing but the same files, or none.
+    if suite != SUITE:
+        return f"Types: deb\nSuites: {suite}\n{common}"
     return (
         f"Types: deb deb-src\nSuites: {SUITE}\n{common}\n"
         f"Types: deb-src\nSuites: {' '.join(_SOURCE_SUITES)}\nCheck-Valid-Until: no\n{common}"
@@ -131,10 +139,14 @@ def sources_text(uri: str, keyring: Path) -> str:
 
 
 class AptRoot:
-    """The private apt root of one layout.  Used with the layout's apt lock held."""
+    """The private apt root of one layout.  Used with the layout's apt lock held.
 
-    def __init__(self, layout: Layout) -> None:
-        self.root = layout.apt
+    Another suite than the usual one has a root of its own below: apt would mix them.
+    """
+
+    def __init__(self, layout: Layout, suite: str = SUITE) -> None:
+        self.suite = suite
+        self.root = layout.apt if suite == SUITE else layout.apt / suite
         self.sources = self.root / "pageflip.sources"
         self.settings = self.root / "apt.conf"
         self._updated = self.root / "updated"
@@ -201,7 +213,7 @@ class AptRoot:
                 hint="apt-get install debian-archive-keyring",
             )
         uri = mirror()
-        text = sources_text(uri, keyring)
+        text = sources_text(uri, keyring, self.suite)
         try:
             age = time.time() - self._updated.stat().st_mtime
             fresh = age < _LISTS_GOOD_FOR_S and self._updated.read_text(encoding="utf-8") == text
@@ -254,8 +266,8 @@ def fetch_packages(layout: Layout, suite: str, names: Iterable[str]) -> dict[str
 def packages(layout: Layout, suite: str, names: Iterable[str]) -> dict[str, Package]:
     """As fetch_packages, and return what is known of each (version, SHA-256)."""
     wanted = list(dict.fromkeys(names))
-    if suite != SUITE:
-        raise CannotTellError(f"binary packages are taken from {SUITE} only, not from {suite}")
+    if suite not in SUITES:
+        raise CannotTellError(f"packages are taken from {', '.join(SUITES)}, not from {suite}")
     index = layout.apt / f"packages-{suite}.json"
     found = _known(layout, index, wanted)
     if len(found) == len(wanted):
@@ -264,7 +276,7 @@ def packages(layout: Layout, suite: str, names: Iterable[str]) -> dict[str, Pack
         found = _known(layout, index, wanted)
         missing = [name for name in wanted if name not in found]
         if missing:
-            found |= _fetch_missing(layout, missing)
+            found |= _fetch_missing(layout, suite, missing)
             _remember(index, found)
     return {name: found[name] for name in wanted}
 
@@ -286,7 +298,12 @@ def _read_index(index: Path) -> dict[str, Package]:
 
 def _remember(index: Path, found: dict[str, Package]) -> None:
     entries = _read_index(index) | found
-    text = json.dumps({name: asdict(one) for name, one in sorted(entries.items())}, indent=2)
+    _keep_json(index, {name: asdict(one) for name, one in sorted(entries.items())})
+
+
+def _keep_json(index: Path, content: dict[str, Any]) -> None:
+    """Write the file such that a reader finds the old one or the new."""
+    text = json.dumps(content, indent=2)
     with fetch.scratch(index) as directory:
         part = directory / index.name
         part.write_text(text + "\n", encoding="utf-8")
@@ -308,26 +325,55 @@ def parse_uris(text: str) -> list[Package]:
     return found
 
 
-def _fetch_missing(layout: Layout, names: Sequence[str]) -> dict[str, Package]:
-    root = AptRoot(layout)
+def closure(layout: Layout, suite: str, names: Iterable[str]) -> list[str]:
+    """Return all that a system of `names` consists of: they, what they need, what is essential.
+
+    Resolved by apt when first asked for; afterwards the same ones, from the cache.
+    """
+    wanted = sorted(set(names))
+    index = layout.apt / f"closure-{suite}.json"
+    with locked(layout.apt / "apt", "waiting for another run that is fetching packages"):
+        try:
+            known: dict[str, list[str]] = json.loads(index.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            known = {}
+        key = " ".join(wanted)
+        if key not in known:
+            root = AptRoot(layout, suite)
+            root.update()
+            argv = ["apt-get", "install", "-q", "--no-install-recommends", "--print-uris", "--yes"]
+            what = f"what {', '.join(wanted)} of {suite} need"
+            listed = root.run([*argv, "?essential", *wanted], what, root.root, _UPDATE_S)
+            known[key] = sorted({name["package"] for name in _PLANNED.finditer(listed)})
+            _keep_json(index, known)
+    return known[key]
+
+
+def _fetch_missing(layout: Layout, suite: str, names: Sequence[str]) -> dict[str, Package]:
+    root = AptRoot(layout, suite)
     root.update()
-    what = "the packages " + ", ".join(names)
+    what = f"the packages {', '.join(names)}"
     with fetch.scratch(layout.downloads / "debs") as directory:
         argv = ["apt-get", "download", "-q"]
         listed = root.run([*argv, "--print-uris", *names], what, directory, _UPDATE_S)
         found = {one.package: one for one in parse_uris(listed)}
         absent = [name for name in names if name not in found]
         if absent:
-            raise CannotTellError(f"{SUITE} has no package {', '.join(absent)}", hint=_OTHER_SITE)
-        for done, one in enumerate(found.values(), 1):
-            megabytes = one.size / 1e6
-            note(
-                f"downloading {one.package} {one.version} ({megabytes:.1f} MB, {done}/{len(found)})"
-            )
-            exactly = f"{one.package}={one.version}"
-            root.run([*argv, exactly], f"the package {exactly}", directory, _FETCH_S)
-            fetch.keep(layout, directory / one.file, one)
+            raise CannotTellError(f"{suite} has no package {', '.join(absent)}", hint=_OTHER_SITE)
+        megabytes = sum(one.size for one in found.values()) // 10**6
+        with step(f"downloading {_few(list(found))} ({megabytes} MB)") as tick:
+            for start in range(0, len(names), _BATCH):
+                batch = list(found.values())[start : start + _BATCH]
+                exactly = [f"{one.package}={one.version}" for one in batch]
+                root.run([*argv, *exactly], f"the packages {_few(exactly)}", directory, _FETCH_S)
+                for one in batch:
+                    fetch.keep(layout, directory / one.file, one)
+                tick(start + len(batch), len(names))
     return found
+
+
+def _few(names: Sequence[str]) -> str:
+    return f"{len(names)} packages" if len(names) > 4 else ", ".join(names)
 
 
 def snapshot_base(host: dict[str, str] | None = None) -> str:
