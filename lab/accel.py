@@ -12,6 +12,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from lab import disk
 from lab.cmdline import Backing, Machine
 from lab.deadline import Deadline, DeadlineError
 from lab.errors import CannotTellError, PreconditionError
@@ -20,7 +21,8 @@ from lab.vm import VmFactory, factory
 
 #: A KVM that emulates the firmware needs some 5 s for it, and twice that on a busy host.
 _PROBE_S = {"kvm": 30.0, "tcg": 90.0}
-_PROBE_RAM = 256 * 2**20
+#: Enough for every guest of guests.toml.
+_PROBE_RAM = 512 * 2**20
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,8 @@ def _key(machine: Machine) -> str:
 
 
 def _boot(accel: str, machine: Machine) -> AccelReport:
-    with socket_directory() as directory, factory(directory, None) as start:
+    roomy = machine.disk is not None
+    with socket_directory(roomy=roomy) as directory, factory(directory, None) as start:
         return _try(accel, machine, start, directory)
 
 
@@ -87,7 +90,10 @@ def _try(accel: str, machine: Machine, start: VmFactory, directory: Path) -> Acc
         accel=accel,
         ram_bytes=_PROBE_RAM,
         backing=Backing.PRIVATE,
+        disk=directory / "disk.qcow2" if machine.disk else None,
     )
+    if machine.disk and trial.disk:  # nothing of the trial stays on the guest's own
+        disk.overlay(machine.disk, trial.disk)
     vm = start.start(accel, trial)
     try:
         for _ in Deadline.after(_PROBE_S[accel], "boot").poll(0.02):

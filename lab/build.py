@@ -358,7 +358,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         metavar="WHAT",
         default=["all"],
-        help="old, new, a release (10.0), stock:RELEASE, guest-NAME, guests, all (the default)",
+        help="old, new, a release (10.0), stock:RELEASE, guest-NAME, guests, all (the default); "
+        "a guest with a disk only by its name",
     )
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help="also put links to what was built there"
@@ -370,12 +371,11 @@ def run(options: argparse.Namespace) -> int:
     from lab import guest  # noqa: PLC0415 -- building QEMU must not need the guests
 
     layout = Layout.default()
-    guests = [f"guest-{name}" for name in guest.load_guests(layout)]
-    several = {"all": ["old", "new", *guests], "guests": guests}
-    wanted = [one for what in options.what for one in several.get(what, [what])]
-    for what in dict.fromkeys(wanted):
-        if what in guests:
-            _show(what, vars(guest.build(what.removeprefix("guest-"), layout)), options.output)
+    guests, plain = guest.load_guests(layout), [f"guest-{name}" for name in guest.plain(layout)]
+    several = {"all": ["old", "new", *plain], "guests": plain}
+    for what in dict.fromkeys(one for it in options.what for one in several.get(it, [it])):
+        if (name := what.removeprefix("guest-")) != what and name in guests:
+            _show(what, vars(guest.build(name, layout)), options.output)
         else:
             _show(f"qemu-{what}", vars(by_name(layout, what)), options.output)
     return ExitCode.PASS

@@ -22,6 +22,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "bench": ("lab.bench", "compare mechanisms: many upgrades, interleaved, with statistics"),
     "check": ("lab.check", "run everything that tests this project"),
     "build": ("lab.build", "build the pair of QEMUs and the guest images"),
+    "guest": ("lab.guests", "list the guests, build their images, open a console in one"),
     "patches": ("lab.patches", "apply, refresh, export or lint the patch series"),
     "regress": ("lab.regress", "compare patched QEMUs with stock ones, by QEMU's own tests"),
     "doctor": ("lab.doctor", "say what this host offers and what it lacks"),

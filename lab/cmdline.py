@@ -12,9 +12,13 @@ from pathlib import Path
 #: Ports of the guest's agent, by the names it looks for.
 CONTROL_PORT = "org.pageflip.control"
 HEARTBEAT_PORT = "org.pageflip.heartbeat"
+#: And the port of QEMU's own agent (docs/interop/qemu-ga.rst).
+_AGENT_PORT = "org.qemu.guest_agent.0"
 
-#: Both releases of the pair know it.  Another than the same on both sides cannot be migrated.
-MACHINE_TYPE = "pc-q35-10.0"
+#: Machine types by their boards.  Both releases of the pair know them; another than the same on
+#: both sides cannot be migrated.
+BOARDS = {"q35": "pc-q35-10.0", "i440fx": "pc-i440fx-10.0"}
+MACHINE_TYPE = BOARDS["q35"]
 
 
 class Backing(enum.StrEnum):
@@ -56,6 +60,10 @@ class Machine:
     machine_type: str = MACHINE_TYPE
     incoming: tuple[str, ...] = ()
     nics: tuple[Nic, ...] = ()
+    #: What the guest boots from (qcow2), where it has one; then QEMU's own agent is in the guest.
+    disk: Path | None = None
+    #: Whether its serial port is the terminal, and not `serial_log`.
+    console: bool = False
     #: Where trace events go; None is stderr, with everything else that QEMU says.
     trace_log: Path | None = None
 
@@ -78,6 +86,11 @@ class Machine:
     def heartbeat(self) -> Path:
         """The socket that the agent's heartbeat port connects to."""
         return self.sockets / "heartbeat"
+
+    @property
+    def guest_agent(self) -> Path:
+        """The socket to QEMU's own agent in the guest."""
+        return self.sockets / "guest-agent"
 
 
 def successor(
@@ -123,7 +136,7 @@ def argv(machine: Machine) -> list[str]:
         "-mon",
         "chardev=qmp,mode=control",
         "-serial",
-        f"file:{machine.serial_log}",
+        "mon:stdio" if machine.console else f"file:{machine.serial_log}",
         "-device",
         "virtio-serial-pci,id=ports",
     ]
@@ -137,12 +150,29 @@ def argv(machine: Machine) -> list[str]:
             "-device",
             f"virtserialport,bus=ports.0,chardev={name},name={port}",
         ]
+    words += _disk(machine)
     words += _network(machine)
     for where in machine.incoming:
         words += ["-incoming", where]
     if machine.trace_log:
         words += ["-D", str(machine.trace_log)]
     return words
+
+
+def _disk(machine: Machine) -> list[str]:
+    if not machine.disk:
+        return []
+    file = {"driver": "file", "filename": str(machine.disk)}
+    return [
+        "-blockdev",
+        json.dumps({"driver": "qcow2", "node-name": "disk", "file": file}),
+        "-device",
+        "virtio-blk-pci,drive=disk",
+        "-chardev",
+        f"socket,id=guest-agent,path={_escape(machine.guest_agent)},server=on,wait=off",
+        "-device",
+        f"virtserialport,bus=ports.0,chardev=guest-agent,name={_AGENT_PORT}",
+    ]
 
 
 def _network(machine: Machine) -> list[str]:

@@ -15,21 +15,24 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, RootModel, Tag
 
-from lab import debian, initramfs
+from lab import debian, initramfs, rootfs
 from lab.config import FileName, Strict, Word, load_toml
 from lab.errors import CannotTellError, UsageError
 from lab.layout import Layout, locked
 from lab.progress import note
+from lab.rootfs import System
 from lab.run import run
 
 #: Gets packages of a suite: verified .deb files by package name.
 Fetch = Callable[[Layout, str, list[str]], Mapping[str, Path]]
+#: Tells all that a system of some packages consists of.
+Closure = Callable[[Layout, str, list[str]], list[str]]
 
 #: The agent's sources must compile with these without a word.
 WARNINGS = ("-Wall", "-Wextra")
@@ -62,6 +65,8 @@ class LinuxGuest(Strict):
     modules: tuple[Word, ...]
     append: str
     files: dict[str, str]
+    #: What is on its disk, which it then boots from.
+    system: System | None = None
 
 
 class MultibootGuest(Strict):
@@ -98,19 +103,24 @@ class GuestImage:
     kernel: Path
     initrd: Path | None
     append: str
+    disk: Path | None  # what its disk begins with (qcow2)
     packages: dict[str, str]  # version by package
     key: str
-    sha256s: dict[str, str]  # of "kernel", and for Linux of "initrd" and "agent"
+    sha256s: dict[str, str]  # of "kernel", for Linux of "initrd" and "agent", and of a "disk"
 
 
 @dataclass(frozen=True)
 class _Recipe:
-    """What one image is made from: the guest, our own sources, and .deb files by package name."""
+    """What one image is made from: the guest, our own sources, and .deb files by package name.
+
+    ``debs`` are unpacked for the kernel and the initramfs, ``system`` is installed on the disk.
+    """
 
     name: str
     guest: Guest
     guests: Path
     debs: Mapping[str, Path]
+    system: Mapping[str, Path] = field(default_factory=dict)
 
     def ingredients(self) -> dict[str, Any]:
         """Return all that decides what the image will be: its key is the hash of this."""
@@ -124,11 +134,19 @@ class _Recipe:
             "format": _FORMAT,
             "guest": self.guest.model_dump(),
             "debs": {package: _sha256(deb) for package, deb in self.debs.items()},
-            "packages": {package: _field(deb, "Version") for package, deb in self.debs.items()},
+            "packages": rootfs.versions(self.system)
+            | {package: _field(deb, "Version") for package, deb in self.debs.items()},
             "files": {str(path.relative_to(self.guests)): _sha256(path) for path in ours},
             "compiler": run(["cc", "--version"]).stdout.splitlines()[0],
             **self._toolchain(),
+            **self._disk(),
         }
+
+    def _disk(self) -> dict[str, Any]:
+        if not self.system:
+            return {}
+        debs = {package: _sha256(deb) for package, deb in self.system.items()}
+        return {"system": debs, "tools": rootfs.tools()}
 
     def _toolchain(self) -> dict[str, Any]:
         if isinstance(self.guest, MultibootGuest):
@@ -151,11 +169,26 @@ def named(layout: Layout, name: str) -> Guest:
     return guests[name]
 
 
+def plain(layout: Layout) -> list[str]:
+    """Return the guests without a disk, for which packages.txt lists all that they take."""
+    guests = load_guests(layout).items()
+    return [name for name, one in guests if isinstance(one, MultibootGuest) or not one.system]
+
+
 def build(
-    name: str, layout: Layout, progress: Callable[[str], None] = note, *, fetch: Fetch | None = None
+    name: str,
+    layout: Layout,
+    progress: Callable[[str], None] = note,
+    *,
+    fetch: Fetch | None = None,
+    closure: Closure | None = None,
 ) -> GuestImage:
-    """Return the image of guest `name`, made now unless the cache has it."""
-    recipe = _recipe(name, layout, fetch or debian.fetch_packages)
+    """Return the image of guest `name`, made now unless the cache has it.
+
+    Raises PreconditionError when this machine lacks what it is made with.
+    """
+    fetch, closure = fetch or debian.fetch_packages, closure or debian.closure
+    recipe = _recipe(name, layout, fetch, closure)
     ingredients = recipe.ingredients()
     key = hashlib.sha256(json.dumps(ingredients, sort_keys=True).encode()).hexdigest()
     place = layout.images / key
@@ -208,7 +241,7 @@ def static_libraries() -> dict[str, Path]:
     return found
 
 
-def _recipe(name: str, layout: Layout, fetch: Fetch) -> _Recipe:
+def _recipe(name: str, layout: Layout, fetch: Fetch, closure: Closure) -> _Recipe:
     """Return the recipe of a guest, the kernel's metapackage replaced by the kernel itself."""
     guest = named(layout, name)
     if isinstance(guest, MultibootGuest):
@@ -218,7 +251,11 @@ def _recipe(name: str, layout: Layout, fetch: Fetch) -> _Recipe:
     if real := re.search(r"\blinux-image-\d[\w.+~-]*", depends):
         del debs[guest.kernel]
         debs |= fetch(layout, guest.suite, [real.group()])
-    return _Recipe(name, guest, layout.guests, debs)
+    if guest.system is None:
+        return _Recipe(name, guest, layout.guests, debs)
+    rootfs.require(layout.guests / name)
+    wanted = closure(layout, guest.suite, list(guest.system.packages))
+    return _Recipe(name, guest, layout.guests, debs, fetch(layout, guest.suite, wanted))
 
 
 def _field(deb: Path, field: str) -> str:
@@ -257,7 +294,13 @@ def _make_linux(scratch: Path, out: Path, recipe: _Recipe, guest: LinuxGuest) ->
     initramfs.pack(root, out / "initrd")
     kernel = initramfs.only(unpacked.glob("boot/vmlinuz-*"), "kernel")
     shutil.copyfile(kernel, out / "kernel")
-    return {"kernel": out / "kernel", "initrd": out / "initrd", "agent": root / "bin" / "agent"}
+    made = {"kernel": out / "kernel", "initrd": out / "initrd", "agent": root / "bin" / "agent"}
+    if guest.system:
+        source = recipe.guests / recipe.name
+        disk = out / "disk"
+        rootfs.build(source, guest.system, guest.suite, recipe.system, made["agent"], disk)
+        made["disk"] = disk
+    return made
 
 
 def _cached(place: Path, recipe: _Recipe) -> GuestImage | None:
@@ -266,7 +309,7 @@ def _cached(place: Path, recipe: _Recipe) -> GuestImage | None:
         record = json.loads((place / _RECORD).read_text(encoding="utf-8"))
         sha256s: dict[str, str] = record["sha256s"]
         packages: dict[str, str] = record["ingredients"]["packages"]
-        parts = ["kernel"] if isinstance(recipe.guest, MultibootGuest) else ["kernel", "initrd"]
+        parts = _parts(recipe.guest)
         if any(_sha256(place / part) != sha256s[part] for part in parts):
             return None
     except (OSError, ValueError, KeyError):
@@ -276,10 +319,18 @@ def _cached(place: Path, recipe: _Recipe) -> GuestImage | None:
         place / "kernel",
         place / "initrd" if isinstance(recipe.guest, LinuxGuest) else None,
         recipe.guest.append if isinstance(recipe.guest, LinuxGuest) else "",
+        place / "disk" if "disk" in parts else None,
         packages,
         place.name,
         sha256s,
     )
+
+
+def _parts(guest: Guest) -> list[str]:
+    """Return the files that an image consists of."""
+    if isinstance(guest, MultibootGuest):
+        return ["kernel"]
+    return ["kernel", "initrd", *(["disk"] if guest.system else [])]
 
 
 def _sha256(path: Path) -> str:

@@ -209,6 +209,8 @@ class Result(Model):
     touched_bytes: int
     dirty_rate: int = Field(description="bytes a second that the guest rewrites")
     pages: Pages = Field(description="what pages guest RAM consists of")
+    machine: str = Field(description="machine type")
+    cpus: int = Field(description="virtual processors")
     total_ms: float | None = Field(
         description="first command of the upgrade until both QEMUs say it is complete"
     )

@@ -43,12 +43,13 @@ class Event:
 
 
 class Monitor:
-    """One QEMU's monitor."""
+    """One QEMU's monitor, or with ``greets=False`` the agent in its guest."""
 
-    def __init__(self, name: str, log: Callable[[str], None]) -> None:
+    def __init__(self, name: str, log: Callable[[str], None], *, greets: bool = True) -> None:
         self.name = name
-        self._log = log
+        self.log = log
         self._client = QMPClient(name)
+        self._client.await_greeting = self._client.negotiate = greets
         self._events: list[Event] = []
         self._news = threading.Condition()
         self._loop = asyncio.new_event_loop()
@@ -93,7 +94,7 @@ class Monitor:
             said: dict[str, Any] = dict(message)
             stamp = said["timestamp"]
             at = stamp["seconds"] + stamp["microseconds"] / 1e6
-            self._log(f"{self.name} < {message}")
+            self.log(f"{self.name} < {message}")
             with self._news:
                 self._events.append(Event(said["event"], said.get("data", {}), at))
                 self._news.notify_all()
@@ -106,16 +107,16 @@ class Monitor:
     ) -> Any:
         """Run a command and return its answer; raise QmpError, MonitorError or DeadlineError."""
         deadline = deadline or Deadline.after(_COMMAND_S, command)
-        self._log(f"{self.name} > {command} {dict(arguments or {})}")
+        self.log(f"{self.name} > {command} {dict(arguments or {})}")
         try:
             message: Message = self._client.make_execute_msg(command, arguments)
             answer = self._wait(self._client.execute_msg(message), deadline)
         except ExecuteError as error:
-            self._log(f"{self.name} ! {error}")
+            self.log(f"{self.name} ! {error}")
             raise QmpError(f"{self.name}: {command}: {error}") from error
         except (QMPError, ExecInterruptedError, OSError) as error:
             raise MonitorError(f"{self.name}: {command}: the monitor is gone ({error})") from error
-        self._log(f"{self.name} = {answer}")
+        self.log(f"{self.name} = {answer}")
         return answer
 
     def give(self, name: str, descriptor: int) -> None:
@@ -179,10 +180,16 @@ class Monitor:
 
 @contextmanager
 def monitor(
-    name: str, path: Path, deadline: Deadline, alive: Callable[[], None], log: Callable[[str], None]
+    name: str,
+    path: Path,
+    deadline: Deadline,
+    alive: Callable[[], None],
+    log: Callable[[str], None],
+    *,
+    greets: bool = True,
 ) -> Iterator[Monitor]:
     """Connect to a QEMU's monitor for as long as the block lasts."""
-    connected = Monitor(name, log)
+    connected = Monitor(name, log, greets=greets)
     connected.start()
     try:
         connected.connect(path, deadline, alive)

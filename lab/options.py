@@ -8,14 +8,18 @@ import re
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from lab import guest, host, workloads
+from lab.cmdline import BOARDS
 from lab.errors import UsageError
 from lab.layout import Layout
 from lab.model import Limits, Pages
 from lab.workloads import Workload
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)([KMGT]?)(?:i?B)?", re.IGNORECASE)
+#: More would take an interrupt controller that the lab's guests are not given.
+_MOST_CPUS = 255
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -58,6 +62,9 @@ class UpgradeOptions:
     #: What both QEMUs may use beside the guest's RAM, by force; None is no such limit.
     margin_bytes: int | None = None
     pages: Pages = Pages.THP
+    #: The board, as QEMU's machine types are named without their version; virtual processors.
+    machine: str = "q35"
+    cpus: int = 1
     json: bool = False
     out: Path | None = None
     reproduce: str = "./pageflip upgrade"
@@ -108,6 +115,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="guest RAM: thp, ordinary memory and what transparent huge pages the kernel gives; "
         "hugetlb, private huge pages of 2 MiB from the kernel's pool (default: thp)",
     )
+    add(
+        "--machine",
+        default="q35",
+        choices=list(BOARDS),
+        help="the guest's board, of the version that both QEMUs have (default: q35)",
+    )
+    add("--cpus", type=int, default=1, metavar="N", help="the guest's processors (default: 1)")
     add("--json", action="store_true", help="print exactly result.json on stdout")
 
 
@@ -168,6 +182,8 @@ def parse(options: argparse.Namespace, layout: Layout | None = None) -> UpgradeO
         raise UsageError("--memory-margin: a memory group does not count --pages hugetlb")
     if options.limit_pause_ms <= 0 or options.limit_memory_ratio <= 0:
         raise UsageError("a limit must be larger than zero")
+    if not 0 < options.cpus <= _MOST_CPUS:
+        raise UsageError(f"--cpus {options.cpus}: a guest has 1 to {_MOST_CPUS} processors")
     return UpgradeOptions(
         guest=options.guest,
         ram_bytes=ram,
@@ -181,17 +197,39 @@ def parse(options: argparse.Namespace, layout: Layout | None = None) -> UpgradeO
         workloads=workloads.named(options.workload or ""),
         margin_bytes=size(options.memory_margin) if options.memory_margin else None,
         pages=pages,
+        machine=options.machine,
+        cpus=options.cpus,
         json=options.json,
         out=options.out,
         reproduce=reproducer(options),
     )
 
 
+def of(**asked: Any) -> UpgradeOptions:
+    """Return what is asked for, and for everything else what ``pageflip upgrade`` does by default.
+
+    Names and values as on the command line, with ``_`` for ``-``.
+    """
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return parse(parser.parse_args([], argparse.Namespace(**asked)))
+
+
 def reproducer(options: argparse.Namespace) -> str:
     """Return the command line that asks for the same upgrade again, every default spelt out."""
     words = ["./pageflip", "upgrade"]
-    names = ("guest", "ram", "touch", "pages", "dirty_rate", "mechanism", "accel", "old", "new")
-    for name in names:
+    names = (
+        "guest",
+        "ram",
+        "touch",
+        "pages",
+        "dirty_rate",
+        "machine",
+        "cpus",
+        "mechanism",
+        "accel",
+    )
+    for name in (*names, "old", "new"):
         words += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
     words += [
         "--limit-pause-ms",

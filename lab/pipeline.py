@@ -23,6 +23,7 @@ from lab import (
     build,
     cmdline,
     config,
+    disk,
     firmware,
     guest,
     host,
@@ -31,23 +32,24 @@ from lab import (
     workloads,
 )
 from lab.binary import Binary
-from lab.channel import Heart
+from lab.channel import AgentError, Heart
 from lab.cmdline import Machine
-from lab.deadline import Deadline
-from lab.errors import CannotTellError, ExitCode, PreconditionError
+from lab.deadline import Deadline, DeadlineError
+from lab.errors import ExitCode, PreconditionError
 from lab.guest import GuestImage
 from lab.host import MemoryGroup
 from lab.layout import Layout, socket_directory
 from lab.measure import downtime, integrity, memory
 from lab.measure.downtime import Window
 from lab.mechanisms import Mechanism
-from lab.model import Findings, Integrity, Memory, Outcome, Pages, Result, Sample, VerdictKind
+from lab.model import Findings, Integrity, Memory, Pages, Result, Sample, VerdictKind
+from lab.monitor import MonitorError, QmpError
 from lab.options import UpgradeOptions, add_arguments, parse
 from lab.progress import note_once, step
 from lab.record import Record, as_json
 from lab.upgrade import Interfere, Upgrade, upgrade
 from lab.verdict import Observation, judge
-from lab.vm import Vm, VmFactory, factory
+from lab.vm import Vm, VmDiedError, VmFactory, factory
 from lab.workloads import NOTHING, Together
 
 __all__ = ["add_arguments", "run", "upgrade_once"]
@@ -56,6 +58,8 @@ __all__ = ["add_arguments", "run", "upgrade_once"]
 _OVERHEAD = 256 * 2**20
 #: The other clocks are heard for this long after the upgrade; one margin and a bit (s).
 _LISTEN_S = 1.2 * downtime.MARGIN_NS / 1e9
+#: What a guest that no longer answers ends in; what the lab itself lacks does not.
+_NO_ANSWER = (AgentError, DeadlineError, MonitorError, QmpError, VmDiedError)
 
 
 def upgrade_once(
@@ -74,7 +78,7 @@ def upgrade_once(
     workloads.check_mechanism(options.workloads, mechanism, pair.old)
     with (
         host.memory_group() as group,
-        socket_directory() as sockets,
+        socket_directory(roomy=bool(image.disk)) as sockets,
         workloads.opened(options.workloads, record.directory) as work,
         factory(record.directory, group) as start,
     ):
@@ -198,8 +202,13 @@ def old_machine(
         serial_log=record.directory / "old-serial.log",
         accel="tcg",
         ram_bytes=options.ram_bytes,
+        cpus=options.cpus,
+        machine_type=cmdline.BOARDS[options.machine],
         backing=mechanisms.backing(mechanism, options.pages),
+        disk=sockets / "disk.qcow2" if image.disk else None,
     )
+    if image.disk and machine.disk:
+        disk.overlay(image.disk, machine.disk)
     chosen = accel.choose(layout, options.accel, machine)
     if chosen.reason:
         note_once(chosen.reason)
@@ -222,9 +231,9 @@ def run_under_old(start: VmFactory, plan: Plan) -> Vm:
     options = plan.options
     with step(f"boot {options.guest} under the old QEMU ({plan.machine.accel})"):
         old = start.boot("old", plan.machine)
+    plan.work.start(old)
     with step("fill the guest's memory (MiB)") as tick:
         integrity.fill(old.control, options.touched_bytes, options.dirty_rate, tick)
-    plan.work.start(old)
     listen(old.heart, old)
     return old
 
@@ -302,10 +311,8 @@ def check_integrity(old: Vm, moved: Upgrade, options: UpgradeOptions) -> Integri
         listen(survivor.heart, survivor)
         with step("check every page in the guest"):
             found = integrity.check(survivor.control, options.touched_bytes)
-    except CannotTellError as error:
-        # A guest that no longer answers after an upgrade is lost, whatever QEMU says of it.
-        moved.outcome = Outcome.LOST
-        moved.failure = "; ".join(filter(None, (moved.failure, error.message)))
+    except _NO_ANSWER as error:
+        moved.lose(error.message)
         return integrity.nothing_known(old.heart.beats, moved.new.heart.beats)
     return integrity.integrity(found, old.heart.beats, moved.new.heart.beats)
 
@@ -313,7 +320,13 @@ def check_integrity(old: Vm, moved: Upgrade, options: UpgradeOptions) -> Integri
 def findings(plan: Plan, old: Vm, moved: Upgrade) -> list[Findings]:
     """Let the workloads say what they lost; of a guest that is lost nothing more can be said."""
     survivor = moved.survivor(old)
-    return plan.work.check(survivor, Window(moved.start_ns, moved.end_ns)) if survivor else []
+    if survivor is None:
+        return []
+    try:
+        return plan.work.check(survivor, Window(moved.start_ns, moved.end_ns))
+    except _NO_ANSWER as error:
+        moved.lose(error.message)
+        return []
 
 
 def verdict(
@@ -353,6 +366,8 @@ def verdict(
         touched_bytes=options.touched_bytes,
         dirty_rate=options.dirty_rate,
         pages=options.pages,
+        machine=plan.machine.machine_type,
+        cpus=options.cpus,
         total_ms=window.ms if moved.survivor_is_new else None,
         pause_ms=pause,
         phases_ms=mechanism.phases(moved.old_info, moved.new_start_ms),

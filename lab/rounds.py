@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -58,9 +57,7 @@ def plan(request: Request) -> list[Slot]:
 
 def _upgrade_options(request: Request, ram: str, mechanism: str) -> UpgradeOptions:
     """Return what is asked for, and for everything else what ``upgrade`` does by default."""
-    parser = argparse.ArgumentParser()
-    options.add_arguments(parser)
-    asked = argparse.Namespace(
+    return options.of(
         guest=request.guest,
         ram=ram,
         touch=request.touch,
@@ -70,4 +67,3 @@ def _upgrade_options(request: Request, ram: str, mechanism: str) -> UpgradeOptio
         old=request.old,
         new=request.new,
     )
-    return options.parse(parser.parse_args([], asked))

@@ -139,6 +139,18 @@ def spawned(
         end(process)
 
 
+def interactive(argv: Argv) -> int:
+    """Run a command that has the lab's own terminal, and return its exit status.
+
+    It stays in the lab's process group, which is the terminal's.
+    """
+    with subprocess.Popen(_under_us(argv), env=environment()) as process:
+        try:
+            return process.wait()
+        finally:
+            process.kill()
+
+
 class ChildOf:
     """The child that a process of ours starts by itself; what a Popen tells of one, this does too.
 

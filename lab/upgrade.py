@@ -44,6 +44,11 @@ class Upgrade:
             return None
         return self.new if self.survivor_is_new else old
 
+    def lose(self, why: str) -> None:
+        """Take it that a guest that no longer answers is lost, whatever QEMU says of it."""
+        self.outcome = Outcome.LOST
+        self.failure = "; ".join(filter(None, (self.failure, why)))
+
     def record(self) -> dict[str, Any]:
         """Return it for the run directory."""
         return {

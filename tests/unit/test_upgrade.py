@@ -7,18 +7,22 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 from fakes import FakeQemu, fake_qemu
 
+from lab import pipeline
+from lab.channel import AgentError
 from lab.cmdline import Machine
-from lab.deadline import Deadline
+from lab.deadline import Deadline, DeadlineError
+from lab.errors import CannotTellError
 from lab.mechanisms import Flip, FlipLate, Precopy, StopCopy
 from lab.model import Outcome
 from lab.monitor import monitor
 from lab.upgrade import Upgrade, upgrade
-from lab.vm import Vm, VmFactory
+from lab.vm import Vm, VmDiedError, VmFactory
 
 
 class Process:
@@ -184,3 +188,25 @@ def test_the_two_worst_ends_are_called_by_their_names(
     begun = time.monotonic()
     assert pair.upgrade().outcome is outcome
     assert time.monotonic() - begun < 20
+
+
+@pytest.mark.parametrize("error", [AgentError("silent"), DeadlineError("late"), VmDiedError("x")])
+def test_a_guest_that_answers_no_workload_is_lost(error: CannotTellError) -> None:
+    def check(_survivor: Any, _window: Any) -> Any:
+        raise error
+
+    moved = Upgrade(cast("Vm", object()), outcome=Outcome.UPGRADED)
+    plan = cast("Any", SimpleNamespace(work=SimpleNamespace(check=check)))
+    assert pipeline.findings(plan, cast("Vm", object()), moved) == []
+    assert moved.outcome is Outcome.LOST
+    assert moved.failure == error.message
+
+
+def test_what_the_lab_lacks_is_no_lost_guest() -> None:
+    def check(_survivor: Any, _window: Any) -> Any:
+        raise CannotTellError("no qemu-img")
+
+    moved = Upgrade(cast("Vm", object()), outcome=Outcome.UPGRADED)
+    plan = cast("Any", SimpleNamespace(work=SimpleNamespace(check=check)))
+    with pytest.raises(CannotTellError, match="no qemu-img"):
+        pipeline.findings(plan, cast("Vm", object()), moved)

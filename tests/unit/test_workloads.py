@@ -22,6 +22,7 @@ from lab.mechanisms import MECHANISMS, Mechanism, choose
 from lab.model import Findings
 from lab.workloads import WORKLOADS, Session, Workload
 from lab.workloads.network import Network, _Running
+from lab.workloads.scripted import Disk
 
 LAYOUT = Layout(CHECKOUT, Path("/nowhere"), Path("/nowhere"))
 WINDOW = Window(0, 1)
@@ -79,7 +80,10 @@ def test_they_run_together_and_end_last_first(tmp_path: Path) -> None:
 
 def test_a_guest_that_cannot() -> None:
     guests = guest.load_guests(LAYOUT)
-    workloads.check_guest(WORKLOADS, "tiny", guests["tiny"])
+    workloads.check_guest(WORKLOADS, "debian", guests["debian"])
+    workloads.check_guest([Network()], "tiny", guests["tiny"])
+    with pytest.raises(PreconditionError, match="disk is not possible in guest tiny: it has no"):
+        workloads.check_guest([Disk()], "tiny", guests["tiny"])
     with pytest.raises(PreconditionError, match="network is not possible in guest micro: it has"):
         workloads.check_guest([Network()], "micro", guests["micro"])
 
