@@ -12,7 +12,7 @@ import avocado
 from upgrading import SECOND_QEMU, Upgrading, kill_new
 
 from lab import host, options
-from lab.model import Outcome, Pages
+from lab.model import Outcome
 
 
 class Hugetlb(Upgrading, avocado.Test):
@@ -23,7 +23,7 @@ class Hugetlb(Upgrading, avocado.Test):
     def test_flip(self) -> None:
         """The pages change owner, and the pool is as it was when both QEMUs have ended."""
         with self.pool() as pages:
-            result = self.passes("flip", 1 + SECOND_QEMU, pages=Pages.HUGETLB)
+            result = self.passes("flip", 1 + SECOND_QEMU, pages="hugetlb")
             self.assertEqual(host.free_huge_pages(), pages)
         self.assertGreater(self.moved(result, "flipped_bytes"), 0.9 * result.ram_bytes)
         self.assertEqual(result.memory.old_huge_bytes, result.ram_bytes)
@@ -32,7 +32,7 @@ class Hugetlb(Upgrading, avocado.Test):
     def test_new_qemu_killed(self) -> None:
         """The guest keeps its pages under the old QEMU, and gives none of them up."""
         with self.pool() as pages:
-            result = self.upgrade("flip", 1 + SECOND_QEMU, kill_new, pages=Pages.HUGETLB)
+            result = self.upgrade("flip", 1 + SECOND_QEMU, kill_new, pages="hugetlb")
             self.assertEqual(host.free_huge_pages(), pages)
         self.assertEqual(result.outcome, Outcome.ROLLED_BACK)
         self.assertEqual(result.integrity.bad_pages, 0)

@@ -34,10 +34,10 @@ class Upgrade(Upgrading, avocado.Test):
     def test_confined(self) -> None:
         """With the guest's RAM and 256 MiB for both QEMUs, what doubles memory is killed."""
         for mechanism in ("flip", "gift"):
-            result = self.upgrade(mechanism, 1 + SECOND_QEMU, margin_bytes=256 << 20)
+            result = self.upgrade(mechanism, 1 + SECOND_QEMU, memory_margin="256M")
             self.assertEqual(result.reasons, [])
             self.assertEqual(result.integrity.bad_pages, 0)
-        result = self.upgrade("precopy", 2.3, margin_bytes=256 << 20)
+        result = self.upgrade("precopy", 2.3, memory_margin="256M")
         self.assertEqual(result.verdict, VerdictKind.FAIL)
         self.assertNotEqual(result.outcome, Outcome.UPGRADED)
         self.assertIn("killed by signal 9", " ".join(result.reasons))

@@ -9,11 +9,11 @@ import os
 import signal
 from pathlib import Path
 
-from lab import options, pipeline, workloads
+from lab import options, pipeline
 from lab.deadline import Deadline
 from lab.errors import PreconditionError
 from lab.layout import Layout
-from lab.model import Limits, Outcome, Pages, Result, VerdictKind
+from lab.model import Outcome, Result, VerdictKind
 from lab.upgrade import Interfere
 from lab.vm import Vm
 
@@ -39,38 +39,36 @@ class Upgrading:
     timeout = 600
     guest = "tiny"
     ram = "1G"
+    touch = "75%"
+    cpus = 1
+    dirty_rate = "50M"
 
     def upgrade(
         self,
         mechanism: str,
         memory_ratio: float,
         interfere: Interfere | None = None,
-        margin_bytes: int | None = None,
-        pages: Pages = Pages.THP,
-        workload: str = "",
+        **more: str,
     ) -> Result:
-        """Upgrade the guest and return the result; cancel when this host cannot do it."""
-        ram = options.size(self.params.get("ram", default=self.ram))
-        pause = float(self.params.get("limit_pause_ms", default=_STUCK_MS))
-        wanted = options.UpgradeOptions(
-            guest=self.guest,
-            ram_bytes=ram,
-            touched_bytes=options.share(self.params.get("touch", default="75%"), ram),
-            dirty_rate=options.size(self.params.get("dirty_rate", default="50M")),
-            mechanism=mechanism,
-            accel=self.params.get("accel", default="auto"),
-            old=self.params.get("old", default="10.0"),
-            new=self.params.get("new", default="10.2"),
-            limits=Limits(pause_ms=pause, memory_ratio=memory_ratio),
-            margin_bytes=margin_bytes,
-            pages=pages,
-            workloads=workloads.named(workload),
-            reproduce=f"./pageflip upgrade --guest {self.guest} --ram {ram} "
-            f"--pages {pages} --mechanism {mechanism} --limit-pause-ms {pause:g} "
-            f"--limit-memory-ratio {memory_ratio}"
-            + (f" --memory-margin {margin_bytes >> 20}M" if margin_bytes else "")
-            + (f" --workload {workload}" if workload else ""),
-        )
+        """Upgrade the guest and return the result; cancel when this host cannot do it.
+
+        `more` are options of ``pageflip upgrade``, with ``_`` for ``-``.
+        """
+        asked = {
+            "guest": self.guest,
+            "ram": self.ram,
+            "touch": self.touch,
+            "cpus": self.cpus,
+            "machine": "q35",
+            "dirty_rate": self.dirty_rate,
+            "accel": "auto",
+            "old": "10.0",
+            "new": "10.2",
+            "limit_pause_ms": _STUCK_MS,
+        }
+        asked = {key: self.params.get(key, default=value) for key, value in asked.items()}
+        asked |= {key: value for key, value in more.items() if value}
+        wanted = options.of(mechanism=mechanism, limit_memory_ratio=memory_ratio, **asked)
         layout = dataclasses.replace(Layout.default(), out=Path(self.outputdir))
         try:
             result = pipeline.upgrade_once(layout, wanted, interfere)
@@ -85,11 +83,10 @@ class Upgrading:
         self,
         mechanism: str,
         memory_ratio: float,
-        pages: Pages = Pages.THP,
-        workload: str = "",
+        **more: str,
     ) -> Result:
         """Upgrade, and assert integrity, the pause and the memory."""
-        result = self.upgrade(mechanism, memory_ratio, pages=pages, workload=workload)
+        result = self.upgrade(mechanism, memory_ratio, **more)
         self.assertEqual(result.reasons, [])
         self.assertEqual(result.verdict, VerdictKind.PASS)
         self.assertEqual(result.outcome, Outcome.UPGRADED)

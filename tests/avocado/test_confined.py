@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A QEMU that may do less than others starts its successor all the same, or says why not.
+
+Parameters (avocado -p): as in test_upgrade.py.
+"""
+
+import sys
+from pathlib import Path
+
+import avocado
+from upgrading import SECOND_QEMU, Upgrading
+
+from lab import build
+from lab.layout import Layout
+from lab.model import Outcome, Result
+
+#: Lets every system call pass, and is inherited like any other filter (seccomp(2)).
+_FILTER = """
+import ctypes, os, struct, sys
+libc = ctypes.CDLL(None, use_errno=True)
+PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS, SECCOMP_MODE_FILTER = 22, 38, 2
+allow = struct.pack("=HBBI", 0x06, 0, 0, 0x7FFF0000)  # BPF_RET | BPF_K, SECCOMP_RET_ALLOW
+code = ctypes.create_string_buffer(allow, len(allow))
+program = struct.pack("@HP", 1, ctypes.addressof(code))
+assert libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
+assert libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, program, 0, 0) == 0
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+class Confined(Upgrading, avocado.Test):
+    """The old QEMU is started by something that takes a right from it."""
+
+    ram = "512M"
+
+    def flip_under(self, *wrapper: str) -> Result:
+        """Upgrade a guest whose old QEMU was started by `wrapper`."""
+        qemu = build.by_name(Layout.default(), self.params.get("old", default="10.0")).qemu
+        script = Path(self.workdir) / "qemu"
+        words = " ".join(f"'{word}'" for word in (*wrapper, str(qemu)))
+        script.write_text(f'#!/bin/sh\nexec {words} "$@"\n', encoding="utf-8")
+        script.chmod(0o755)
+        return self.upgrade("flip", 1 + 2 * SECOND_QEMU, old=str(script))
+
+    def test_no_new_privileges(self) -> None:
+        """As a service manager starts it."""
+        self.assertEqual(self.flip_under("setpriv", "--no-new-privs").reasons, [])
+
+    def test_fixed_addresses(self) -> None:
+        """Without ASLR both programs would want to be at the same place."""
+        self.assertEqual(self.flip_under("setarch", "-R").reasons, [])
+
+    def test_filtered(self) -> None:
+        """A filter would be the new QEMU's as well, and nobody knows what that one needs."""
+        filtering = Path(self.workdir) / "filter.py"
+        filtering.write_text(_FILTER, encoding="utf-8")
+        result = self.flip_under(sys.executable, str(filtering))
+        self.assertEqual(result.outcome, Outcome.ROLLED_BACK)
+        self.assertEqual(result.integrity.bad_pages, 0)
+        self.assertIn("the system calls of this QEMU are filtered", " ".join(result.reasons))
