@@ -12,7 +12,6 @@ from lab.guestagent import guest_agent
 from lab.model import Outcome, Result, VerdictKind
 from lab.vm import Vm
 
-_ALL = "disk,database,network"
 _STATE = "/var/lib/pageflip"
 #: What each does to its workload unseen, and what is said of it.
 _DAMAGES = {
@@ -40,13 +39,14 @@ class Debian(Upgrading, avocado.Test):
 
     def test_flip(self) -> None:
         """Private memory changes owner, the disk and its lock with it."""
-        self.worked(self.passes("flip", 1 + SECOND_QEMU, workload=_ALL))
+        names = ("fio_rounds", "journal_records", "transactions", "sqlite_rows", "tcp_bytes")
+        self.worked(self.passes("flip", 1 + SECOND_QEMU, workload="disk,database,network"), *names)
 
     def test_new_qemu_killed(self) -> None:
         """The disk stays where the guest stays."""
-        result = self.upgrade("flip", 1 + SECOND_QEMU, kill_new, workload=_ALL)
+        result = self.upgrade("flip", 1 + SECOND_QEMU, kill_new, workload="disk")
         self.assertEqual(result.outcome, Outcome.ROLLED_BACK)
-        self.worked(result)
+        self.worked(result, "fio_rounds", "journal_records")
 
     def test_damage(self) -> None:
         """Whatever is changed behind a workload's back is found, and is the upgrade's fault."""
@@ -66,11 +66,11 @@ class Debian(Upgrading, avocado.Test):
         for words in _DAMAGES.values():
             self.assertIn(words, " ".join(result.reasons))
 
-    def worked(self, result: Result) -> None:
+    def worked(self, result: Result, *names: str) -> None:
         """Assert that every workload did something and found nothing wrong."""
-        self.assertEqual([found.name for found in result.workloads], _ALL.split(","))
+        figures: dict[str, int | float | None] = {}
         for found in result.workloads:
             self.assertEqual(found.problems, [])
-        figures = {key: value for found in result.workloads for key, value in found.figures.items()}
-        for name in ("fio_rounds", "journal_records", "transactions", "sqlite_rows", "tcp_bytes"):
-            self.assertGreater(figures[name] or 0, 0, name)
+            figures |= found.figures
+        for name in names:
+            self.assertGreater(figures.get(name) or 0, 0, name)
