@@ -4,16 +4,18 @@
 from __future__ import annotations
 
 import argparse
+import cProfile
 import importlib
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
 from lab import __version__
-from lab.errors import ExitCode, LabError
+from lab.errors import ExitCode, LabError, UsageError
 from lab.progress import console
 
 #: verb: (module, what it does).  A module exports add_arguments(parser) and run(options) -> int.
@@ -34,6 +36,9 @@ def _parser(chosen: str | None) -> argparse.ArgumentParser:
         prog="pageflip", description="Upgrade the QEMU under a running guest, and prove it."
     )
     parser.add_argument("--version", action="version", version=f"pageflip {__version__}")
+    parser.add_argument(
+        "--profile", metavar="FILE", help="also write where the lab's own time goes (cProfile)"
+    )
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     for verb, (module, text) in VERBS.items():
         subparser = verbs.add_parser(verb, help=text, description=text)
@@ -47,15 +52,29 @@ def _interrupted(signum: int, _frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt(signal.Signals(signum).name)
 
 
+def _profiled(run: Callable[[argparse.Namespace], int], options: argparse.Namespace) -> int:
+    """Run the verb under a profiler; raise UsageError when the profile cannot be written."""
+    profiler = cProfile.Profile()
+    try:
+        Path(options.profile).touch()
+    except OSError as error:
+        raise UsageError(f"cannot write {options.profile}: {error.strerror}") from error
+    try:
+        return profiler.runcall(run, options)
+    finally:
+        profiler.dump_stats(options.profile)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a verb and return the exit code (lab.errors.ExitCode)."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    chosen = next((word for word in words if not word.startswith("-")), None)
+    chosen = next((word for word in words if word in VERBS), None)
     for signum in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(signum, _interrupted)
     try:
         options = _parser(chosen).parse_args(words)
-        return int(importlib.import_module(VERBS[options.verb][0]).run(options))
+        run = importlib.import_module(VERBS[options.verb][0]).run
+        return int(_profiled(run, options) if options.profile else run(options))
     except LabError as error:
         console.print(f"pageflip: {error.message}", style="red", markup=False)
         if error.hint:

@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import os
+import pstats
 import signal
 import sys
 import types
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -19,13 +21,13 @@ from lab.errors import CannotTellError, UsageError
 def verb(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], int]], int]:
     """Run the command line with a verb of our own."""
 
-    def call(action: Callable[[], int]) -> int:
+    def call(action: Callable[[], int], *options: str) -> int:
         module = types.ModuleType("lab.fake_verb")
         module.add_arguments = lambda _parser: None  # type: ignore[attr-defined]
         module.run = lambda _options: action()  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, "lab.fake_verb", module)
         monkeypatch.setitem(cli.VERBS, "fake", ("lab.fake_verb", "fake"))
-        return cli.main(["fake"])
+        return cli.main([*options, "fake"])
 
     return call
 
@@ -83,3 +85,19 @@ def test_wrong_usage_is_2(words: list[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.main(words)
     assert caught.value.code == 2
+
+
+def test_a_profile_is_written_whatever_becomes_of_the_verb(
+    verb: Callable[..., int], tmp_path: Path
+) -> None:
+    for action, code in ((lambda: 1, 1), (raises(CannotTellError("no")), 3)):
+        profile = tmp_path / f"profile-{code}"
+        assert verb(action, "--profile", str(profile)) == code
+        assert pstats.Stats(str(profile)).total_calls > 0  # type: ignore[attr-defined]
+
+
+def test_a_profile_that_cannot_be_written(
+    verb: Callable[..., int], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert verb(lambda: 0, "--profile", str(tmp_path / "nowhere" / "x")) == 2
+    assert "cannot write" in capfd.readouterr().err
