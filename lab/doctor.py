@@ -178,7 +178,7 @@ def builds(layout: Layout) -> Iterator[Finding]:
 
 
 def accelerators(layout: Layout) -> Iterator[Finding]:
-    """Boot each guest with each accelerator."""
+    """Boot each guest with each accelerator; not those that it takes a download more to make."""
     found = build.existing(layout)
     if not found:
         text = "not tried: no build yet"
@@ -188,8 +188,8 @@ def accelerators(layout: Layout) -> Iterator[Finding]:
     from lab import accel, firmware, guest  # noqa: PLC0415
     from lab.cmdline import Machine  # noqa: PLC0415
 
-    for name, one in guest.load_guests(layout).items():
-        image = guest.build(name, layout)
+    for name in guest.plain(layout):
+        one, image = guest.named(layout, name), guest.build(name, layout)
         trial = Machine(
             qemu=found[-1].qemu,
             firmware=firmware.prepare(layout),

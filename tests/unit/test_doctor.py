@@ -7,12 +7,14 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import fake_source
 import pytest
 from rich.console import Console
 
-from lab import build, doctor, host, toolchain, userfault
+from lab import accel, build, doctor, firmware, guest, host, toolchain, userfault
+from lab.accel import AccelReport
 from lab.doctor import Finding
 from lab.errors import CannotTellError
 from lab.layout import CHECKOUT, Layout
@@ -141,6 +143,33 @@ def test_accelerators_wait_for_a_build(layout: Layout) -> None:
     (found,) = doctor.accelerators(layout)
     assert (found.state, found.text) == ("note", "not tried: no build yet")
     assert build.existing(layout) == []
+
+
+def test_guests_that_take_a_download_are_not_tried(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(CHECKOUT / "guests", layout.checkout / "guests")
+    image = SimpleNamespace(kernel=Path("k"), initrd=None, append="")
+    made: list[str] = []
+
+    def make(name: str, _layout: Layout) -> SimpleNamespace:
+        made.append(name)
+        return image
+
+    monkeypatch.setattr(build, "existing", lambda _layout: [SimpleNamespace(qemu=Path("q"))])
+    monkeypatch.setattr(firmware, "prepare", lambda _layout: Path("f"))
+    monkeypatch.setattr(guest, "build", make)
+    monkeypatch.setattr(
+        accel, "probe", lambda _layout, kind, _machine: AccelReport(kind, kind == "tcg", "no")
+    )
+    states = _states(doctor.accelerators(layout))
+    assert made == ["tiny", "micro"]
+    assert states == {
+        "kvm, tiny": "note",
+        "tcg, tiny": "ok",
+        "kvm, micro": "note",
+        "tcg, micro": "ok",
+    }
 
 
 def test_the_table_is_complete_at_any_width() -> None:
