@@ -90,10 +90,8 @@ def _try(accel: str, machine: Machine, start: VmFactory, directory: Path) -> Acc
         accel=accel,
         ram_bytes=_PROBE_RAM,
         backing=Backing.PRIVATE,
-        disk=directory / "disk.qcow2" if machine.disk else None,
+        disk=disk.overlay(machine.disk, directory),  # nothing of the trial stays on the guest's own
     )
-    if machine.disk and trial.disk:  # nothing of the trial stays on the guest's own
-        disk.overlay(machine.disk, trial.disk)
     vm = start.start(accel, trial)
     try:
         for _ in Deadline.after(_PROBE_S[accel], "boot").poll(0.02):

@@ -11,10 +11,17 @@ from lab.run import run
 _HINT = "install the package qemu-utils; is there room on the file system?"
 
 
-def overlay(base: Path, disk: Path) -> None:
-    """Make `disk`, which begins as `base` and takes what is written (both qcow2)."""
+def overlay(base: Path | None, directory: Path) -> Path | None:
+    """Make a disk in `directory` that begins as `base` and takes what is written (both qcow2).
+
+    Returns None for a guest that has none.
+    """
+    if base is None:
+        return None
+    disk = directory / "disk.qcow2"
     how = ["-q", "-f", "qcow2", "-F", "qcow2", "-b", str(base)]
     run(["qemu-img", "create", *how, disk], hint=_HINT)
+    return disk
 
 
 def damage(disk: Path) -> list[str]:

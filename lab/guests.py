@@ -83,11 +83,9 @@ def _shell(layout: Layout, wanted: argparse.Namespace) -> int:
             serial_log=sockets / "serial.log",
             accel="tcg",
             ram_bytes=ram_bytes,
-            disk=sockets / "disk.qcow2" if image.disk else None,
+            disk=disk.overlay(image.disk, sockets),
         )
         chosen = accel.choose(layout, wanted.accel, machine)
-        if image.disk and machine.disk:
-            disk.overlay(image.disk, machine.disk)
         machine = dataclasses.replace(
             machine,
             accel=chosen.accel,

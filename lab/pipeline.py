@@ -205,10 +205,8 @@ def old_machine(
         cpus=options.cpus,
         machine_type=cmdline.BOARDS[options.machine],
         backing=mechanisms.backing(mechanism, options.pages),
-        disk=sockets / "disk.qcow2" if image.disk else None,
+        disk=disk.overlay(image.disk, sockets),
     )
-    if image.disk and machine.disk:
-        disk.overlay(image.disk, machine.disk)
     chosen = accel.choose(layout, options.accel, machine)
     if chosen.reason:
         note_once(chosen.reason)

@@ -154,7 +154,7 @@ def test_a_damaged_file_system_is_seen_from_outside(tmp_path: Path) -> None:
     for tool in ("mke2fs", "debugfs", "e2fsck", "qemu-img"):
         if not shutil.which(tool, path=f"{SBIN}:/usr/bin:/bin"):
             pytest.skip(f"no {tool}")
-    raw, base, made = tmp_path / "raw", tmp_path / "base", tmp_path / "disk"
+    raw, base = tmp_path / "raw", tmp_path / "base"
     tree = tmp_path / "tree"
     tree.mkdir()
     (tree / "file").write_text("x")
@@ -165,7 +165,9 @@ def test_a_damaged_file_system_is_seen_from_outside(tmp_path: Path) -> None:
     mke2fs, debugfs = (shutil.which(one, path=SBIN) or "" for one in ("mke2fs", "debugfs"))
     do(mke2fs, "-q", "-t", "ext4", "-d", tree, raw, "8M")
     do("qemu-img", "convert", "-O", "qcow2", raw, base)
-    disk.overlay(base, made)
+    assert disk.overlay(None, tmp_path) is None
+    made = disk.overlay(base, tmp_path)
+    assert made is not None
     assert disk.damage(made) == []
     do(debugfs, "-w", "-R", "sif /file links_count 5", raw)
     do("qemu-img", "convert", "-O", "qcow2", raw, made)
