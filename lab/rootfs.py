@@ -8,7 +8,6 @@ lab: what it makes besides the disk lies in memory that goes with the namespace.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 from collections.abc import Mapping
@@ -16,7 +15,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from lab import host, toolchain
+from lab import fetch, host, toolchain
 from lab.config import Strict, Word
 from lab.deadline import Deadline
 from lab.errors import PreconditionError
@@ -107,17 +106,12 @@ def _repository(directory: Path, suite: str, debs: Mapping[str, Path]) -> None:
         copy = directory / deb.name
         shutil.copyfile(deb, copy)
         control = run(["dpkg-deb", "--field", copy]).stdout.rstrip("\n")
-        size, sha256 = copy.stat().st_size, _sha256(copy)
+        size, sha256 = copy.stat().st_size, fetch.sha256_of(copy)
         entries.append(f"{control}\nFilename: ./{deb.name}\nSize: {size}\nSHA256: {sha256}\n")
     index = directory / "Packages"
     index.write_text("\n".join(entries), encoding="utf-8")
     (directory / "Release").write_text(
         f"Suite: {suite}\nCodename: {suite}\nArchitectures: amd64\n"
-        f"SHA256:\n {_sha256(index)} {index.stat().st_size} Packages\n",
+        f"SHA256:\n {fetch.sha256_of(index)} {index.stat().st_size} Packages\n",
         encoding="utf-8",
     )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
