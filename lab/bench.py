@@ -19,7 +19,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from lab import benchreport, binary, build, figures, guest, host, mechanisms, options
+from lab import benchreport, build, figures, guest, host, mechanisms, options
 from lab.errors import CannotTellError, ExitCode, PreconditionError, UsageError
 from lab.figures import WARM_UP, Bench, NotRun, Request, Turn, run_of
 from lab.layout import Layout, locked
@@ -253,10 +253,7 @@ def carry_out(session: Session) -> ExitCode:
 def prepare(layout: Layout, request: Request) -> None:
     """Build what is missing before anything is run; raise UsageError for names nobody knows."""
     for name in dict.fromkeys((request.old, request.new)):
-        if "/" in name:
-            binary.inspect(Path(name))
-        else:
-            build.by_name(layout, name)
+        build.binary_of(layout, name)
     guest.build(request.guest, layout)
 
 

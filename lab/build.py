@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""QEMU, built from a verified source and a series; and the verb `build`.
+"""QEMU, built from a verified source and a series.
 
 A build is kept under a key of everything that goes into it.  It is made in its own directory, the
 marker ``built.json`` written last: what has no marker is unfinished, and is taken up where it was
@@ -8,7 +8,6 @@ left.  The compiler sees relative paths only, so the same key gives the same byt
 
 from __future__ import annotations
 
-import argparse
 import errno
 import hashlib
 import json
@@ -22,12 +21,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from lab import config, fetch, firmware, patches, sources, toolchain
+from lab import binary, fetch, firmware, naming, patches, sources, toolchain
 from lab import run as process
+from lab.binary import Binary
 from lab.config import BuildOptions, Release
-from lab.errors import CannotTellError, ExitCode, UsageError
+from lab.errors import CannotTellError
 from lab.layout import Layout, locked
-from lab.patches import STOCK, Series
+from lab.patches import Series
 from lab.progress import Tick, note, step
 from lab.sources import Kind, Source
 
@@ -114,7 +114,7 @@ class _Recipe:
 
 
 def by_name(layout: Layout, name: str) -> Built:
-    """Build, or find built, what `name` says: old, new, 10.0, 10.2.2, or stock:NAME.
+    """Build, or find built, what `name` says (lab.naming).
 
     Raises UsageError for a release that is not known, CannotTellError when it cannot be built.
     """
@@ -122,13 +122,17 @@ def by_name(layout: Layout, name: str) -> Built:
     return build(layout, release, source, series, options)
 
 
+def binary_of(layout: Layout, name: str) -> Binary:
+    """Return the QEMU that `name` says, a path or what `by_name` builds; raise as that does."""
+    if naming.is_path(name):
+        return binary.inspect(Path(name))
+    return binary.inspect(by_name(layout, name).qemu, name)
+
+
 def _named(layout: Layout, name: str) -> tuple[Release, Source, Series, BuildOptions]:
-    releases = config.load(layout.patches / "releases.toml")
-    release = releases.get(name.removeprefix("stock:"))
-    stock = name.startswith("stock:")
-    series = STOCK if stock else patches.load(layout.patches / release.name)
-    source = sources.resolve(layout, release, releases.upstream.releases)
-    return release, source, series, releases.build
+    asked = naming.named(layout, name)
+    source = sources.resolve(layout, asked.release, asked.releases.upstream.releases)
+    return asked.release, source, asked.series, asked.releases.build
 
 
 def driver(layout: Layout, name: str) -> Path:
@@ -349,52 +353,3 @@ def _keep(recipe: _Recipe, objects: Path) -> None:
     part = recipe.directory / f"{_MARKER}.part"
     part.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
     part.replace(recipe.directory / _MARKER)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the verb's arguments."""
-    parser.add_argument(
-        "what",
-        nargs="*",
-        metavar="WHAT",
-        default=["all"],
-        help="old, new, a release (10.0), stock:RELEASE, guest-NAME, guests, all (the default); "
-        "a guest with a disk only by its name",
-    )
-    parser.add_argument(
-        "--output", type=Path, metavar="DIR", help="also put links to what was built there"
-    )
-
-
-def run(options: argparse.Namespace) -> int:
-    """Carry out the verb: build, and print where it is."""
-    from lab import guest  # noqa: PLC0415 -- building QEMU must not need the guests
-
-    layout = Layout.default()
-    guests, plain = guest.load_guests(layout), [f"guest-{name}" for name in guest.plain(layout)]
-    several = {"all": ["old", "new", *plain], "guests": plain}
-    for what in dict.fromkeys(one for it in options.what for one in several.get(it, [it])):
-        if (name := what.removeprefix("guest-")) != what and name in guests:
-            _show(what, vars(guest.build(name, layout)), options.output)
-        else:
-            _show(f"qemu-{what}", vars(by_name(layout, what)), options.output)
-    return ExitCode.PASS
-
-
-def _show(name: str, record: dict[str, object], output: Path | None) -> None:
-    """Print the paths, and link to them from `output`, with the record beside."""
-    paths = {name: path for name, path in record.items() if isinstance(path, Path)}
-    for part, path in paths.items():
-        sys.stdout.write(f"{name} {part} {path}\n")
-    if output is None:
-        return
-    try:
-        (output / name).mkdir(parents=True, exist_ok=True)
-        for path in paths.values():
-            link = output / name / path.name
-            link.unlink(missing_ok=True)
-            link.symlink_to(path)
-        text = json.dumps(record, indent=2, default=str) + "\n"
-        (output / f"{name}.json").write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"cannot write to {output}: {error.strerror}", "name another") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import cProfile
+import errno
 import importlib
 import signal
 import sys
@@ -23,7 +24,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "upgrade": ("lab.pipeline", "upgrade a running guest from one QEMU to another and judge it"),
     "bench": ("lab.bench", "compare mechanisms: many upgrades, interleaved, with statistics"),
     "check": ("lab.check", "run everything that tests this project"),
-    "build": ("lab.build", "build the pair of QEMUs and the guest images"),
+    "build": ("lab.builds", "build the pair of QEMUs and the guest images"),
     "guest": ("lab.guests", "list the guests, build their images, open a console in one"),
     "patches": ("lab.patches", "apply, refresh, export or lint the patch series"),
     "regress": ("lab.regress", "compare patched QEMUs with stock ones, by QEMU's own tests"),
@@ -87,12 +88,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
             markup=False,
         )
         return ExitCode.INTERRUPTED
-    except Exception:  # the lab's own bug must not read as QEMU's
-        console.print(traceback.format_exc(), markup=False)
+    except OSError as error:
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+            return _bug()
         console.print(
-            "pageflip: this is a bug in the lab, not in QEMU; please report it with the "
-            "lines above",
+            f"pageflip: the disk is full: {error}\n"
+            "  what to do: make room, or name another directory with --out or XDG_CACHE_HOME",
             style="red",
             markup=False,
         )
         return ExitCode.CANNOT_TELL
+    except Exception:
+        return _bug()
+
+
+def _bug() -> int:
+    console.print(traceback.format_exc(), markup=False)
+    console.print(
+        "pageflip: this is a bug in the lab, not in QEMU; please report it with the lines above",
+        style="red",
+        markup=False,
+    )
+    return ExitCode.CANNOT_TELL

@@ -6,9 +6,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-from pathlib import Path
 
-from lab import accel, binary, build, cmdline, disk, firmware, guest, options
+from lab import accel, build, cmdline, disk, firmware, guest, options
 from lab import run as process
 from lab.channel import agent_lines
 from lab.cmdline import Machine
@@ -69,12 +68,11 @@ def _shell(layout: Layout, wanted: argparse.Namespace) -> int:
     if not isinstance(guest.named(layout, wanted.name), LinuxGuest):
         raise UsageError(f"guest {wanted.name} has no shell", hint="take tiny or debian")
     ram_bytes = options.size(wanted.ram)
-    given = wanted.qemu
-    qemu = Path(given) if "/" in given else build.by_name(layout, given).qemu
+    qemu = build.binary_of(layout, wanted.qemu)
     image = guest.build(wanted.name, layout)
     with socket_directory(roomy=bool(image.disk)) as sockets:
         machine = Machine(
-            qemu=binary.inspect(qemu).path,
+            qemu=qemu.path,
             firmware=firmware.prepare(layout),
             kernel=image.kernel,
             initrd=image.initrd,

@@ -18,7 +18,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lab import binary, build, config, firmware, qtests, sources, vmstate
+from lab import build, config, firmware, naming, qtests, sources, vmstate
 from lab.binary import Binary
 from lab.comparison import Comparison, Report, compare, markdown, show
 from lab.config import Release, Releases
@@ -138,8 +138,8 @@ def _check(layout: Layout, wanted: RegressOptions) -> tuple[Releases, list[Relea
     releases = config.load(layout.patches / "releases.toml")
     drivers = [releases.get(name) for name in wanted.drivers]
     for name in (wanted.old, wanted.new):
-        if "/" not in name:
-            releases.get(name.removeprefix("stock:"))
+        if not naming.is_path(name):
+            naming.named(layout, name)
     if wanted.accel == "kvm" and not os.access("/dev/kvm", os.R_OK | os.W_OK):
         raise PreconditionError("/dev/kvm cannot be used here", hint="use --accel tcg")
     return releases, list({one.name: one for one in drivers}.values())
@@ -155,12 +155,7 @@ def _qemus(
         "patched old": wanted.old,
         "patched new": wanted.new,
     }
-    qemus = {
-        what: binary.inspect(Path(name))
-        if "/" in name
-        else binary.inspect(build.by_name(layout, name).qemu, name)
-        for what, name in names.items()
-    }
+    qemus = {what: build.binary_of(layout, name) for what, name in names.items()}
     record.write("build", {what: one.side() for what, one in qemus.items()})
     if all(qemus[f"stock {x}"].sha256 == qemus[f"patched {x}"].sha256 for x in ("old", "new")):
         raise PreconditionError(

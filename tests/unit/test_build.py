@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lab import build, fetch, patches
+from lab import build, builds, fetch, patches
 from lab.build import Built
 from lab.errors import CannotTellError
 from lab.gnupatch import PatchError
@@ -252,7 +252,7 @@ from pathlib import Path
 signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path[:0] = {path!r}
 import fake_source
-from lab import build, patches, sources
+from lab import build, builds, patches, sources
 from lab.config import Release
 root = Path({root!r})
 release = fake_source.make(root / "again").release
@@ -318,8 +318,8 @@ def test_the_verb_links_and_records(
     monkeypatch.setattr(build, "by_name", lambda _layout, name: {"new": built}[name])
     output = tmp_path / "out put"
     options = argparse.Namespace(what=["new"], output=output)
-    assert build.run(options) == 0
-    assert build.run(options) == 0
+    assert builds.run(options) == 0
+    assert builds.run(options) == 0
     assert (output / "qemu-new" / _QEMU).resolve() == built.qemu
     assert json.loads((output / "qemu-new.json").read_text())["sha256"] == built.sha256
     assert f"new qemu {built.qemu}" in capsys.readouterr().out

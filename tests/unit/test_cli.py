@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pstats
 import signal
@@ -101,3 +102,13 @@ def test_a_profile_that_cannot_be_written(
 ) -> None:
     assert verb(lambda: 0, "--profile", str(tmp_path / "nowhere" / "x")) == 2
     assert "cannot write" in capfd.readouterr().err
+
+
+def test_a_full_disk_is_no_bug(verb: Callable[..., int], capfd: pytest.CaptureFixture[str]) -> None:
+    full = OSError(errno.ENOSPC, "No space left on device", "/run/x")
+    assert verb(raises(full)) == 3
+    said = capfd.readouterr().err
+    assert "the disk is full" in said
+    assert "bug" not in said
+    assert verb(raises(OSError(errno.EIO, "I/O error"))) == 3
+    assert "bug in the lab" in capfd.readouterr().err

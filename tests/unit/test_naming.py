@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a QEMU is called."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lab import naming
+from lab.errors import UsageError
+from lab.layout import CHECKOUT, Layout
+
+LAYOUT = Layout(CHECKOUT, CHECKOUT, CHECKOUT)
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        ("10.2", False),
+        ("stock:old", False),
+        ("10.2+tests/mutants", False),
+        ("stock:10.2+/tmp/series", False),
+        ("/usr/bin/qemu-system-x86_64", True),
+        ("./qemu-10.0+deb13", True),
+        ("../x+y/qemu", True),
+    ],
+)
+def test_paths_are_told_from_what_is_built(name: str, path: bool) -> None:
+    assert naming.is_path(name) is path
+
+
+def test_a_release_comes_with_its_series_or_without() -> None:
+    patched, stock = naming.named(LAYOUT, "new"), naming.named(LAYOUT, "stock:10.2.2")
+    assert patched.release == stock.release
+    assert patched.series.patches
+    assert (stock.series.name, stock.series.patches) == ("stock", ())
+
+
+@pytest.mark.parametrize("base", ["10.2", "stock:10.2"])
+def test_another_series_goes_on_top(base: str, tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "series").write_text("a.patch\n")
+    (mine / "a.patch").write_text("--- a/x\n+++ b/x\n")
+    below, both = naming.named(LAYOUT, base), naming.named(LAYOUT, f"{base}+{mine}")
+    assert both.series.name == f"{below.series.name}+mine"
+    assert both.series.patches == (*below.series.patches, mine / "a.patch")
+    assert both.series.digest != below.series.digest
+
+
+@pytest.mark.parametrize("name", ["9.9", "stock:9.9", "", "stock:", "10.2+", "10.2+/nowhere"])
+def test_what_is_not_there_is_wrong_usage(name: str) -> None:
+    with pytest.raises(UsageError):
+        naming.named(LAYOUT, name)
