@@ -76,7 +76,8 @@ class Monitor:
                 self._wait(
                     self._client.connect(str(path)), Deadline.after(left, "connect to the monitor")
                 )
-            except QMPError:
+            except (QMPError, AssertionError):
+                # qemu.qmp asserts that who has just been connected to is still there.
                 self._wait(self._reset(), deadline)
                 continue
             self._wait(self._listen(), deadline)

@@ -172,9 +172,9 @@ class ChildOf:
         return self._found
 
     def poll(self) -> int | None:
-        """Return None until it has ended; only its parent knows how it did."""
+        """Return None until it has ended, or can come no more; only its parent knows how it did."""
         if not self.pid:
-            return None
+            return None if Path(f"/proc/{self._parent}").exists() else ENDED
         with suppress(OSError):
             state = Path(f"/proc/{self.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2]
             if state.split()[0] != "Z":

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +17,8 @@ from lab.monitor import MonitorError, QmpError
 from lab.vm import Vm, VmDiedError, VmFactory
 
 _COMPLETE_S = 300.0
-_FINAL = {"completed", "failed", "cancelled"}
+#: Postcopy does not fail, it waits for somebody who mends the connection; nobody does here.
+_FINAL = {"completed", "failed", "cancelled", "postcopy-paused"}
 #: How long a side may take to notice that the other one is gone (s).
 _SETTLE_S = 60.0
 
@@ -92,11 +94,22 @@ def upgrade(
             new.monitor.execute("cont")
     except (QmpError, MonitorError, VmDiedError, DeadlineError) as error:
         result.failure = _why(old, error)
+        _reach(factory, new)
         result.start_ns = result.start_ns or begun
     result.end_ns = time.monotonic_ns()
     result.outcome = _settle(old, new, bool(result.failure))
+    if result.outcome is Outcome.LOST and not result.failure and not new.dead:
+        said = "; ".join(filter(None, (new.said(), old.said())))
+        result.failure = f"the new QEMU has the guest, which is {new.state()} there; said: {said}"
     result.old_info = _migrate_info(old)
     return result
+
+
+def _reach(factory: VmFactory, new: Vm) -> None:
+    """Connect to the new QEMU: it may have the guest although nobody can tell any more."""
+    if new.pid and not hasattr(new, "monitor"):
+        with suppress(MonitorError, VmDiedError, DeadlineError):
+            factory.connect(new)
 
 
 def _alive(old: Vm, new: Vm) -> None:
@@ -151,12 +164,14 @@ def _settle(old: Vm, new: Vm, failed: bool) -> Outcome:
     """Find out which QEMU runs the guest, giving a rollback a moment to finish."""
     deadline = Deadline.after(_SETTLE_S if failed else 5.0, "exactly one QEMU runs the guest")
     while True:
+        states = old.state(), new.state()
         where = {
             (True, False): Outcome.ROLLED_BACK,
             (False, True): Outcome.UPGRADED,
             (True, True): Outcome.DOUBLED,
             (False, False): Outcome.LOST,
-        }[not old.dead and old.running(), not new.dead and new.running()]
-        if where is not Outcome.LOST or deadline.expired or (old.dead and new.dead):
+        }[states[0] == "running", states[1] == "running"]
+        gone = (old.dead or states[0] == "postmigrate") and new.dead
+        if where is not Outcome.LOST or deadline.expired or gone:
             return where
         time.sleep(0.01)

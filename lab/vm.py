@@ -14,7 +14,7 @@ from pathlib import Path
 from lab import cmdline, run, tracelog
 from lab.channel import Control, Heart, agent_lines
 from lab.cmdline import Machine
-from lab.deadline import Deadline
+from lab.deadline import Deadline, DeadlineError
 from lab.errors import CannotTellError
 from lab.host import MemoryGroup
 from lab.monitor import Event, Monitor, MonitorError, QmpError, monitor
@@ -88,16 +88,15 @@ class Vm:
     def _output(self) -> str:
         return self.log.read_text(encoding="utf-8", errors="replace") if self.log.exists() else ""
 
-    def running(self) -> bool:
-        """Whether this QEMU says that it runs the guest; False when it says nothing any more."""
+    def state(self) -> str:
+        """Return what this QEMU says of the guest (QAPI RunState); "" when it says nothing."""
+        if self.dead:
+            return ""
         try:
-            return bool(
-                self.monitor.execute("query-status", deadline=Deadline.after(5, "query-status"))[
-                    "running"
-                ]
-            )
-        except (AttributeError, MonitorError, QmpError):
-            return False
+            deadline = Deadline.after(5, "query-status")
+            return str(self.monitor.execute("query-status", deadline=deadline)["status"])
+        except (AttributeError, MonitorError, QmpError, DeadlineError):
+            return ""
 
 
 @dataclass

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from fakes import fake_qemu
+from qemu.qmp import QMPClient
 
 from lab.deadline import Deadline, DeadlineError
 from lab.errors import CannotTellError
@@ -98,3 +99,23 @@ def test_connect_gives_up_when_the_process_has_ended(sockets: Path) -> None:
         monitor("new", sockets / "none", soon("connect"), dead, print),
     ):
         pass
+
+
+def test_a_peer_that_ends_while_one_connects_is_tried_again(
+    sockets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries = []
+    connect = QMPClient.connect
+
+    async def first_in_vain(self: QMPClient, address: str) -> None:
+        tries.append(address)
+        assert len(tries) > 1
+        await connect(self, address)
+
+    monkeypatch.setattr(QMPClient, "connect", first_in_vain)
+    with (
+        fake_qemu(sockets / "qmp", answer),
+        monitor("new", sockets / "qmp", soon("connect"), fine, print) as qmp,
+    ):
+        assert qmp.execute("query-status") == {"status": "running"}
+    assert len(tries) == 2

@@ -204,3 +204,11 @@ def test_the_child_of_a_child_ends_with_the_block() -> None:
     for _ in Deadline.after(10, "its end").poll(0.01):
         if child.poll() is not None:
             return
+
+
+def test_a_child_that_can_come_no_more_has_ended() -> None:
+    with subprocess.Popen(["sleep", "100"]) as parent:
+        child = process.ChildOf(parent.pid)
+        assert child.poll() is None
+        parent.kill()
+    assert child.poll() == process.ENDED

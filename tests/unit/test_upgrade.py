@@ -82,7 +82,8 @@ class Pair:
             if command in self.refuse:
                 return {"error": {"class": "GenericError", "desc": self.refuse[command]}}
             if command == "query-status":
-                return {"return": {"running": self.running[side]}}
+                running = self.running[side]
+                return {"return": {"status": "running" if running else "paused"}}
             if command == "query-migrate":
                 failed = {"status": "failed", "error-desc": "Unknown savevm section"}
                 return {"return": failed if self.ends == "failed" else {"status": self.ends}}
