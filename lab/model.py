@@ -187,6 +187,15 @@ class Host(Model):
     virtual: bool = Field(description="the CPU says that it is itself under a hypervisor")
 
 
+class Pinning(Model):
+    """Processors that were kept for the guest, by number."""
+
+    guest_cpus: list[int] = Field(description="where only virtual processors ran")
+    other_cpus: list[int] = Field(
+        description="where everything else did, QEMU's threads and the lab"
+    )
+
+
 class Limits(Model):
     """What the verdict allows; the user's to set, generous by default."""
 
@@ -224,5 +233,6 @@ class Result(Model):
     old: Side
     new: Side
     host: Host
+    pinning: Pinning | None = Field(default=None, description="null when nothing was pinned")
     run_directory: str
     reproduce: str

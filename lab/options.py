@@ -65,6 +65,8 @@ class UpgradeOptions:
     #: The board, as QEMU's machine types are named without their version; virtual processors.
     machine: str = "q35"
     cpus: int = 1
+    #: Whether the guest gets processors of the host for itself.
+    pin: bool = False
     json: bool = False
     out: Path | None = None
     reproduce: str = "./pageflip upgrade"
@@ -122,6 +124,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the guest's board, of the version that both QEMUs have (default: q35)",
     )
     add("--cpus", type=int, default=1, metavar="N", help="the guest's processors (default: 1)")
+    add(
+        "--pin",
+        action="store_true",
+        help="keep half of the host's processors for the guest's, by tuna; the lab and the host's "
+        "interrupts have to do with the others meanwhile",
+    )
     add("--json", action="store_true", help="print exactly result.json on stdout")
 
 
@@ -199,6 +207,7 @@ def parse(options: argparse.Namespace, layout: Layout | None = None) -> UpgradeO
         pages=pages,
         machine=options.machine,
         cpus=options.cpus,
+        pin=options.pin,
         json=options.json,
         out=options.out,
         reproduce=reproducer(options),
@@ -238,5 +247,6 @@ def reproducer(options: argparse.Namespace) -> str:
         f"{options.limit_memory_ratio:g}",
     ]
     words += ["--workload", options.workload] if options.workload else []
+    words += ["--pin"] if options.pin else []
     words += ["--memory-margin", options.memory_margin] if options.memory_margin else []
     return shlex.join(words)

@@ -15,19 +15,18 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from lab import (
     accel,
     binary,
     build,
     cmdline,
-    config,
     disk,
     firmware,
     guest,
     host,
     mechanisms,
+    naming,
     report,
     workloads,
 )
@@ -42,9 +41,10 @@ from lab.layout import Layout, socket_directory
 from lab.measure import downtime, integrity, memory
 from lab.measure.downtime import Window
 from lab.mechanisms import Mechanism
-from lab.model import Findings, Integrity, Memory, Pages, Result, Sample, VerdictKind
+from lab.model import Findings, Integrity, Pages, Result, VerdictKind
 from lab.monitor import MonitorError, QmpError
 from lab.options import UpgradeOptions, add_arguments, parse
+from lab.pinning import pinned
 from lab.progress import note_once, step
 from lab.record import Record, as_json
 from lab.upgrade import Interfere, Upgrade, upgrade
@@ -77,10 +77,11 @@ def upgrade_once(
     mechanism = mechanisms.choose(options.mechanism, pair.old, pair.new)
     workloads.check_mechanism(options.workloads, mechanism, pair.old)
     with (
+        pinned(layout, wanted=options.pin) as pins,
         host.memory_group() as group,
         socket_directory(roomy=bool(image.disk)) as sockets,
         workloads.opened(options.workloads, record.directory) as work,
-        factory(record.directory, group) as start,
+        factory(record.directory, group, pins) as start,
     ):
         confine(group, options)
         machine = old_machine(layout, options, pair, image, mechanism, sockets, record, work)
@@ -90,10 +91,12 @@ def upgrade_once(
         record.write("upgrade", moved.record())
         account = check_integrity(old, moved, options)
         if moved.survivor_is_new:
-            used = used.with_huge_pages(moved.new, options.ram_bytes)
+            used = used.with_huge_pages(moved.new.pid, options.ram_bytes)
         found = findings(plan, old, moved)
         record.write("measure", {**used.record(), "integrity": account, "workloads": found})
-        result = verdict(plan, record, old, moved, used, account, found)
+        result = verdict(plan, record, old, moved, used, account, found).model_copy(
+            update={"pinning": pins.record()}
+        )
     record.finish(result)
     return result
 
@@ -107,11 +110,10 @@ def check_host_and_names(layout: Layout, options: UpgradeOptions) -> dict[str, B
     """
     mechanism = mechanisms.named(options.mechanism)
     workloads.check_guest(options.workloads, options.guest, guest.named(layout, options.guest))
-    releases = config.load(layout.patches / "releases.toml")
     names = {options.old, options.new}
-    given = {name: binary.inspect(Path(name)) for name in names if "/" in name}
+    given = {name: binary.inspect(Path(name)) for name in names if naming.is_path(name)}
     for name in names - given.keys():
-        releases.get(name.removeprefix("stock:"))
+        naming.named(layout, name)
     copies = 2 if mechanism and mechanism.doubles else 1
     what = f"moving a guest of {options.ram_bytes // 2**20} MiB" + (
         f" by {mechanism.name}" if mechanism else ""
@@ -236,32 +238,13 @@ def run_under_old(start: VmFactory, plan: Plan) -> Vm:
     return old
 
 
-@dataclass(frozen=True)
-class Used:
-    """Memory during the upgrade: the account, and every reading."""
-
-    memory: Memory
-    samples: list[Sample]
-
-    def with_huge_pages(self, new: Vm, ram_bytes: int) -> Used:
-        """Return the same with the guest's huge pages as they are now under the new QEMU."""
-        kept = memory.huge_pages(new.pid, ram_bytes)
-        return dataclasses.replace(
-            self, memory=self.memory.model_copy(update={"new_huge_bytes": kept})
-        )
-
-    def record(self) -> dict[str, Any]:
-        """Return it for the run directory."""
-        return {"memory": self.memory, "samples": self.samples}
-
-
 def move_and_sample(
     start: VmFactory,
     old: Vm,
     plan: Plan,
     group: MemoryGroup | None,
     interfere: Interfere | None,
-) -> tuple[Upgrade, Used]:
+) -> tuple[Upgrade, memory.Used]:
     """Upgrade, with the memory of both QEMUs watched from before the new one starts."""
     mechanism, sockets = plan.mechanism, old.machine.sockets.with_name("new")
     successor = cmdline.successor(
@@ -288,7 +271,7 @@ def move_and_sample(
     used = memory.summarise(
         pss_before, sampler.samples, huge_before, watched() if watched else None
     )
-    return moved, Used(used, sampler.samples)
+    return moved, memory.Used(used, sampler.samples)
 
 
 def listen(heart: Heart, vm: Vm) -> None:
@@ -332,7 +315,7 @@ def verdict(
     record: Record,
     old: Vm,
     moved: Upgrade,
-    used: Used,
+    used: memory.Used,
     account: Integrity,
     found: list[Findings],
 ) -> Result:

@@ -18,6 +18,7 @@ from lab.deadline import Deadline, DeadlineError
 from lab.errors import CannotTellError
 from lab.host import MemoryGroup
 from lab.monitor import Event, Monitor, MonitorError, QmpError, monitor
+from lab.pinning import NOT_PINNED, Pins
 
 #: TCG on a loaded machine is slow; these only end what would never end by itself (s).
 MONITOR_S = 60.0
@@ -106,6 +107,7 @@ class VmFactory:
     stack: ExitStack
     directory: Path
     group: MemoryGroup | None
+    pins: Pins
     qmp_log: Callable[[str], None]
 
     def start(self, name: str, machine: Machine) -> Vm:
@@ -145,6 +147,9 @@ class VmFactory:
                 self.qmp_log,
             )
         )
+        if self.pins.guest:
+            cpus = vm.monitor.execute("query-cpus-fast")
+            self.pins.keep([cpu["thread-id"] for cpu in cpus])
 
     def boot(self, name: str, machine: Machine) -> Vm:
         """Start a QEMU and wait until the agent in its guest is ready and its heart beats."""
@@ -160,7 +165,9 @@ class VmFactory:
 
 
 @contextmanager
-def factory(directory: Path, group: MemoryGroup | None) -> Iterator[VmFactory]:
+def factory(
+    directory: Path, group: MemoryGroup | None, pins: Pins = NOT_PINNED
+) -> Iterator[VmFactory]:
     """Return what starts QEMUs; all of them are ended, last first, when the block is left."""
     with ExitStack() as stack:
         log = stack.enter_context((directory / "qmp.log").open("a", encoding="utf-8", buffering=1))
@@ -168,5 +175,6 @@ def factory(directory: Path, group: MemoryGroup | None) -> Iterator[VmFactory]:
             stack,
             directory,
             group,
+            pins,
             lambda text: None if log.closed else print(f"{time.monotonic():.6f} {text}", file=log),
         )

@@ -12,13 +12,15 @@ where that takes long and the kernel keeps a peak of its own, nothing is read du
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from lab.model import Memory, Sample
 
@@ -172,3 +174,22 @@ def summarise(
         samples_discarded=len(samples) - len(good),
         old_huge_bytes=old_huge,
     )
+
+
+@dataclass(frozen=True)
+class Used:
+    """Memory during the upgrade: the account, and every reading."""
+
+    memory: Memory
+    samples: list[Sample]
+
+    def with_huge_pages(self, pid: int, ram_bytes: int) -> Used:
+        """Return the same with the guest's huge pages as they are now in process `pid`."""
+        kept = huge_pages(pid, ram_bytes)
+        return dataclasses.replace(
+            self, memory=self.memory.model_copy(update={"new_huge_bytes": kept})
+        )
+
+    def record(self) -> dict[str, Any]:
+        """Return it for the run directory."""
+        return {"memory": self.memory, "samples": self.samples}
