@@ -5,11 +5,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lab.model import Model, Result
+from lab.model import Model, Result, VerdictKind
+
+#: A failed run's directory in one file.
+BUNDLE = "bundle.tar.gz"
 
 
 @dataclass
@@ -26,8 +30,18 @@ class Record:
         (self.directory / f"{self.stage}-{name}.json").write_text(text, encoding="utf-8")
 
     def finish(self, result: Result) -> None:
-        """Keep the result."""
+        """Keep the result; of one that is not pass, all there is in one file to pass on."""
         (self.directory / "result.json").write_text(as_json(result), encoding="utf-8")
+        (self.directory / "REPRODUCE").write_text(f"{result.reproduce}\n", encoding="utf-8")
+        if result.verdict is not VerdictKind.PASS:
+            self._bundle()
+
+    def _bundle(self) -> None:
+        """Pack the run directory: command lines, QMP, traces, samples, verdict, reproducer."""
+        files = sorted(self.directory.iterdir())
+        with tarfile.open(self.directory / BUNDLE, "w:gz") as bundle:
+            for file in files:
+                bundle.add(file, f"{self.directory.name}/{file.name}")
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from lab.model import Block, Findings, Result, VerdictKind
+from lab.record import BUNDLE
 
 _MIB = 2**20
 
@@ -73,10 +76,15 @@ def _rows(result: Result) -> list[tuple[str, str]]:
             ),
         ),
         ("run directory", result.run_directory),
+        *([] if result.verdict is VerdictKind.PASS else [("to pass on", _bundle(result))]),
         ("again", result.reproduce),
         ("exit code", "0" if result.verdict is VerdictKind.PASS else "1"),
     ]
     return rows
+
+
+def _bundle(result: Result) -> str:
+    return str(Path(result.run_directory) / BUNDLE)
 
 
 def _figures(found: Findings) -> str:
