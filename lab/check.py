@@ -35,7 +35,7 @@ class Step:
 _GUEST_SCRIPTS = (
     "guests/tiny/init",
     *(f"guests/debian/{name}" for name in ("assemble", "customize", "init")),
-    *(f"guests/debian/files/usr/local/lib/pageflip/{name}" for name in ("database", "disk")),
+    *(f"guests/debian/files/usr/local/lib/pageflip/{name}" for name in ("cpu", "database", "disk")),
 )
 STEPS = (
     Step("ruff", (f"{_BIN}/ruff", "check", "--quiet", ".")),

@@ -13,9 +13,9 @@ from lab.guest import Guest
 from lab.mechanisms import Mechanism
 from lab.workloads.base import NOTHING, Session, Together, Workload
 from lab.workloads.network import Network
-from lab.workloads.scripted import Database, Disk
+from lab.workloads.scripted import Cpu, Database, Disk
 
-WORKLOADS: tuple[Workload, ...] = (Network(), Disk(), Database())
+WORKLOADS: tuple[Workload, ...] = (Network(), Disk(), Database(), Cpu())
 
 __all__ = [
     "NOTHING",

@@ -48,6 +48,17 @@ class Scripted(Workload):
         return []
 
 
+class Cpu(Scripted):
+    """See guests/debian/files/usr/local/lib/pageflip/cpu."""
+
+    name = "cpu"
+    summary = "stress-ng with verification, and a chain of checksums: one wrong bit is seen"
+    figures: ClassVar[Mapping[str, str]] = {
+        "stress_ops": "operations of stress-ng over the whole run, each result compared",
+        "chain_steps": "SHA-256 sums, each of the one before, computed again in the end",
+    }
+
+
 class Database(Scripted):
     """See guests/debian/files/usr/local/lib/pageflip/database."""
 

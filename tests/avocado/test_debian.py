@@ -20,6 +20,8 @@ _DAMAGES = {
     ),
     "runuser -u postgres -- psql -c 'UPDATE pgbench_accounts SET abalance = abalance + 1 "
     "WHERE aid = 1'": "accounts, tellers, branches and history differ",
+    "pkill -KILL -f 'Digest[:]:SHA'": "the chain was cut off",
+    "pkill -KILL -x stress-ng": "stress-ng ended with status 137",
     "runuser -u postgres -- psql -c 'DELETE FROM pgbench_history WHERE ctid IN "
     "(SELECT ctid FROM pgbench_history LIMIT 1)'": "transactions were committed, PostgreSQL has",
     f"sqlite3 -cmd '.timeout 60000' {_STATE}/database/sqlite.db "
@@ -28,7 +30,10 @@ _DAMAGES = {
 
 
 class Debian(Upgrading, avocado.Test):
-    """The verdict says what the workloads found; here is what it cannot know."""
+    """The verdict says what the workloads found; here is what it cannot know.
+
+    :avocado: tags=thorough
+    """
 
     timeout = 1200
     guest = "debian"
@@ -40,7 +45,8 @@ class Debian(Upgrading, avocado.Test):
     def test_flip(self) -> None:
         """Private memory changes owner, the disk and its lock with it."""
         names = ("fio_rounds", "journal_records", "transactions", "sqlite_rows", "tcp_bytes")
-        self.worked(self.passes("flip", 1 + SECOND_QEMU, workload="disk,database,network"), *names)
+        result = self.passes("flip", 1 + SECOND_QEMU, workload="disk,database,network,cpu")
+        self.worked(result, *names, "stress_ops", "chain_steps")
 
     def test_new_qemu_killed(self) -> None:
         """The disk stays where the guest stays."""
@@ -61,7 +67,7 @@ class Debian(Upgrading, avocado.Test):
                     self.assertEqual(done.returncode, 0, done.stderr)
             old.monitor.execute("migrate-set-parameters", {"max-bandwidth": 2**40})
 
-        result = self.upgrade("precopy", 2.3, damage, workload="disk,database")
+        result = self.upgrade("precopy", 2.3, damage, workload="disk,database,cpu")
         self.assertEqual(result.verdict, VerdictKind.FAIL)
         for words in _DAMAGES.values():
             self.assertIn(words, " ".join(result.reasons))
