@@ -167,6 +167,17 @@ class MemoryGroup:
                 return
 
 
+def existing_group(name: str) -> MemoryGroup:
+    """Return the memory group of that name, which some run has made."""
+    version = cgroup_version()
+    return MemoryGroup(groups_directory() / name, version)
+
+
+def groups_directory() -> Path:
+    """Return where the memory groups of this host are."""
+    return _CGROUP / "memory" if cgroup_version() == "v1" else _CGROUP
+
+
 def _kill_members(group: Path) -> None:
     """End what a killed lab left: a QEMU that another QEMU started does not end with the lab."""
     with suppress(OSError):
@@ -178,7 +189,7 @@ def _kill_members(group: Path) -> None:
 def memory_group() -> Iterator[MemoryGroup | None]:
     """Make a memory group for the block; None where the user may not or the kernel cannot."""
     version = cgroup_version()
-    base = _CGROUP / "memory" if version == "v1" else _CGROUP
+    base = groups_directory()
     path = base / f"pageflip-{secrets.token_hex(6)}"
     try:
         if version == "none":

@@ -48,7 +48,7 @@ class Upgrading:
         mechanism: str,
         memory_ratio: float,
         interfere: Interfere | None = None,
-        **more: str,
+        **more: object,
     ) -> Result:
         """Upgrade the guest and return the result; cancel when this host cannot do it.
 
@@ -83,7 +83,7 @@ class Upgrading:
         self,
         mechanism: str,
         memory_ratio: float,
-        **more: str,
+        **more: object,
     ) -> Result:
         """Upgrade, and assert integrity, the pause and the memory."""
         result = self.upgrade(mechanism, memory_ratio, **more)

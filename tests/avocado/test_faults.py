@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Whatever goes wrong: one QEMU runs the guest, or it is said that none does; never two.
+
+Parameters (avocado -p): as in test_upgrade.py.
+"""
+
+import os
+import resource
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from unittest import mock
+
+import avocado
+from upgrading import SECOND_QEMU, Upgrading, kill_new
+
+from lab import host, mechanisms
+from lab.deadline import Deadline
+from lab.model import Outcome, Result, VerdictKind
+from lab.monitor import QmpError
+from lab.vm import Vm
+
+#: What the second QEMU itself needs weighs more in so small a guest.
+_RATIO = 1 + 4 * SECOND_QEMU
+
+
+class Faults(Upgrading, avocado.Test):
+    """Faults of processes, of what they have to share, and of who asks for the upgrade.
+
+    :avocado: tags=fault,thorough
+    """
+
+    ram = "256M"
+    touch = "50%"
+
+    def test_new_stopped(self) -> None:
+        """A new QEMU that does nothing at all is given up after the command's time (30 s)."""
+
+        def stop(_old: Vm, new: Vm) -> None:
+            for _ in Deadline.after(30, "the new QEMU is there").poll(0.001):
+                if new.pid:
+                    os.kill(new.pid, signal.SIGSTOP)
+                    return
+
+        self.rolled_back("flip", stop, "within 30000 ms")
+
+    def test_new_killed_at_any_time(self) -> None:
+        """Before the commit the old QEMU has the guest, after it nobody: never both."""
+        seen = []
+        for delay_ms in (0, 10, 40, 120):
+
+            def kill(_old: Vm, new: Vm, delay_ms: int = delay_ms) -> None:
+                time.sleep(delay_ms / 1000)
+                kill_new(_old, new)
+
+            seen.append(self.one_or_none("flip", kill).outcome)
+        self.assertIn(Outcome.ROLLED_BACK, seen)
+
+    def test_old_killed_after_the_commit(self) -> None:
+        """The guest is the new QEMU's, and needs nobody else."""
+
+        def kill(old: Vm, new: Vm) -> None:
+            for _ in Deadline.after(60, "the guest resumes").poll(0.001):
+                if any(event.name == "RESUME" for event in new.events):
+                    os.kill(old.pid, signal.SIGKILL)
+                    return
+
+        for mechanism in ("flip", "gift"):
+            result = self.upgrade(mechanism, _RATIO, kill)
+            self.assertEqual(result.outcome, Outcome.UPGRADED, result.reasons)
+            self.whole(result)
+
+    def test_old_killed_before_the_commit(self) -> None:
+        """There was one QEMU with the guest, and there is none any more."""
+        for mechanism in ("flip", "precopy"):
+            result = self.upgrade(mechanism, 2.3, lambda old, _: os.kill(old.pid, signal.SIGKILL))
+            self.assertEqual(result.outcome, Outcome.LOST)
+            self.assertIn("killed by signal 9", " ".join(result.reasons))
+
+    def test_cancelled(self) -> None:
+        """Whoever asked for it may change their mind."""
+        for mechanism in ("flip", "flip-late", "gift", "precopy"):
+            words = "" if mechanism == "precopy" else "cancelled"  # QEMU says what broke
+            self.rolled_back(mechanism, lambda old, _: old.monitor.execute("migrate_cancel"), words)
+
+    def test_second_at_once(self) -> None:
+        """Another upgrade of the same guest is refused, and the first one goes on."""
+
+        def again(old: Vm, new: Vm) -> None:
+            with self.assertRaises(QmpError):
+                mechanisms.Flip().go(old, new)
+
+        for mechanism in ("flip", "gift"):
+            result = self.upgrade(mechanism, _RATIO, again)
+            self.assertEqual(result.reasons, [])
+
+    def test_slow(self) -> None:
+        """A new QEMU that gets a processor only now and then takes longer, and nothing else."""
+
+        def slow(_old: Vm, new: Vm) -> None:
+            for _ in range(40):
+                with suppress(ProcessLookupError):
+                    os.kill(new.pid, signal.SIGSTOP)
+                    time.sleep(0.04)
+                    os.kill(new.pid, signal.SIGCONT)
+                time.sleep(0.01)
+
+        for mechanism in ("gift", "copy"):
+            result = self.upgrade(mechanism, _RATIO, slow)
+            self.assertEqual(result.reasons, [])
+            self.assertGreater(result.total_ms, 100)
+
+    def test_no_address_space(self) -> None:
+        """The new QEMU is refused memory: the old one's limits are its own (ENOMEM)."""
+
+        def starve(old: Vm) -> None:
+            used = Path(f"/proc/{old.pid}/statm").read_text(encoding="ascii").split()[0]
+            limit = int(used) * resource.getpagesize() + (160 << 20)
+            resource.prlimit(old.pid, resource.RLIMIT_AS, (limit, limit))
+
+        with self.just_before(mechanisms.Flip, starve) as mechanism:
+            self.rolled_back(mechanism, None, "")
+
+    def test_no_memory(self) -> None:
+        """There is 1 MiB left in their memory group: the kernel kills one of the two QEMUs."""
+
+        def squeeze(old: Vm) -> None:
+            groups = Path(f"/proc/{old.pid}/cgroup").read_text(encoding="ascii").split()
+            name = next(line.rpartition("/")[2] for line in groups if "pageflip-" in line)
+            group = host.existing_group(name)
+            group.limit(group.current() + (1 << 20))
+
+        with self.just_before(mechanisms.Flip, squeeze) as mechanism:
+            result = self.one_or_none(mechanism, None)
+        self.assertEqual(result.verdict, VerdictKind.FAIL)
+
+    def rolled_back(
+        self, mechanism: str, interfere: Callable[[Vm, Vm], object] | None, words: str
+    ) -> None:
+        """Upgrade, and assert that the guest goes on under the old QEMU as if nothing had been."""
+        result = self.upgrade(mechanism, 2.3, interfere)
+        self.assertEqual(result.outcome, Outcome.ROLLED_BACK, result.reasons)
+        self.assertEqual(result.verdict, VerdictKind.FAIL)
+        self.assertIn(words, " ".join(result.reasons))
+        self.whole(result)
+
+    def one_or_none(
+        self, mechanism: str, interfere: Callable[[Vm, Vm], object] | None, **more: str
+    ) -> Result:
+        """Upgrade, and assert that not both run the guest, and that it is whole if one does."""
+        result = self.upgrade(mechanism, 2.3, interfere, **more)
+        self.assertNotEqual(result.outcome, Outcome.DOUBLED)
+        if result.outcome is Outcome.LOST:
+            self.assertIn("ended by itself", " ".join(result.reasons))
+        else:
+            self.whole(result)
+        return result
+
+    def whole(self, result: Result) -> None:
+        """Assert that the guest, wherever it is, lacks nothing."""
+        self.assertEqual(result.integrity.bad_pages, 0)
+        self.assertGreaterEqual(result.integrity.pages_checked_after, result.integrity.pages_total)
+        self.assertEqual(result.integrity.heartbeats_doubled, 0)
+
+    @contextmanager
+    def just_before(
+        self, base: type[mechanisms.Mechanism], action: Callable[[Vm], None]
+    ) -> Iterator[str]:
+        """Do something to the old QEMU when everything is ready; yields the mechanism's name."""
+
+        class Changed(base):
+            name = f"changed-{base.name}"
+
+            def go(self, old: Vm, new: Vm) -> None:
+                action(old)
+                super().go(old, new)
+
+        known = (*mechanisms.MECHANISMS, Changed())
+        with mock.patch.object(mechanisms, "MECHANISMS", known):
+            yield Changed.name
