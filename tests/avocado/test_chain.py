@@ -27,7 +27,10 @@ _MORE_MAPS, _MORE_KIB = 12, 16 << 10
 
 
 class Chain(avocado.Test):
-    """The checker in the guest runs all the while, and checks everything in the end."""
+    """The checker in the guest runs all the while, and checks everything in the end.
+
+    :avocado: tags=thorough
+    """
 
     timeout = 1800
 

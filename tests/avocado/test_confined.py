@@ -29,7 +29,10 @@ os.execv(sys.argv[1], sys.argv[1:])
 
 
 class Confined(Upgrading, avocado.Test):
-    """The old QEMU is started by something that takes a right from it."""
+    """The old QEMU is started by something that takes a right from it.
+
+    :avocado: tags=quick
+    """
 
     ram = "512M"
 

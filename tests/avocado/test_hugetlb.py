@@ -16,7 +16,10 @@ from lab.model import Outcome
 
 
 class Hugetlb(Upgrading, avocado.Test):
-    """The pool was filled for one guest: whoever takes another page from it breaks something."""
+    """The pool was filled for one guest: whoever takes another page from it breaks something.
+
+    :avocado: tags=quick
+    """
 
     ram = "512M"
 

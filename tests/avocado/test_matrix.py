@@ -15,7 +15,10 @@ _OTHERS = {"postcopy": 1.7}
 
 
 class Matrix(Upgrading, avocado.Test):
-    """The assertions of every upgrade, whatever it consists of."""
+    """The assertions of every upgrade, whatever it consists of.
+
+    :avocado: tags=thorough
+    """
 
     timeout = 1200
     ram = "512M"

@@ -16,7 +16,10 @@ MODES = ("flip", "zero", "stale", "swap", "table")
 
 
 class Micro(Upgrading, avocado.Test):
-    """Its own checker must see what the agent on Linux sees."""
+    """Its own checker must see what the agent on Linux sees.
+
+    :avocado: tags=quick
+    """
 
     guest = "micro"
 

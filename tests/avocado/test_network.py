@@ -19,7 +19,10 @@ _QUEUED_MS = 200
 
 
 class Network(Upgrading, avocado.Test):
-    """The verdict says what the workload found; here is what it cannot know."""
+    """The verdict says what the workload found; here is what it cannot know.
+
+    :avocado: tags=quick
+    """
 
     ram = "512M"
 

@@ -15,7 +15,10 @@ from lab.vm import Vm
 
 
 class Upgrade(Upgrading, avocado.Test):
-    """One test for each mechanism; what all of them must keep is checked by `passes`."""
+    """One test for each mechanism; what all of them must keep is checked by `passes`.
+
+    :avocado: tags=quick
+    """
 
     def test_flip(self) -> None:
         """Private memory stays where it is; what the guest changed meanwhile is copied."""
@@ -43,7 +46,10 @@ class Upgrade(Upgrading, avocado.Test):
         self.assertIn("killed by signal 9", " ".join(result.reasons))
 
     def test_flip_new_qemu_killed(self) -> None:
-        """The new QEMU dies while it starts: the old one had everything all along."""
+        """The new QEMU dies while it starts: the old one had everything all along.
+
+        :avocado: tags=fault
+        """
         for mechanism in ("flip", "flip-late"):
             result = self.upgrade(mechanism, 1 + SECOND_QEMU, kill_new)
             self.assertEqual(result.outcome, Outcome.ROLLED_BACK, result.reasons)
@@ -72,19 +78,31 @@ class Upgrade(Upgrading, avocado.Test):
         self.assertLess(self.moved(result, "gifted_bytes"), 64 << 20)
 
     def test_cpr_transfer(self) -> None:
-        """Upstream's own way, for shared memory."""
+        """Upstream's own way, for shared memory.
+
+        :avocado: tags=baseline
+        """
         self.passes("cpr-transfer", 1 + SECOND_QEMU)
 
     def test_postcopy(self) -> None:
-        """Postcopy with release-ram; huge pages freed in part stay charged for a while."""
+        """Postcopy with release-ram; huge pages freed in part stay charged for a while.
+
+        :avocado: tags=baseline
+        """
         self.passes("postcopy", 1.8)
 
     def test_precopy(self) -> None:
-        """Ordinary live migration loses nothing either, but doubles memory."""
+        """Ordinary live migration loses nothing either, but doubles memory.
+
+        :avocado: tags=baseline
+        """
         self.assertGreater(self.passes("precopy", 2.3).memory.ratio, 1.7)
 
     def test_stop_copy(self) -> None:
-        """Ordinary migration of a stopped guest."""
+        """Ordinary migration of a stopped guest.
+
+        :avocado: tags=baseline
+        """
         self.assertGreater(self.passes("stop-copy", 2.3).memory.ratio, 1.7)
 
     def test_doubling_is_caught(self) -> None:
@@ -110,7 +128,10 @@ class Upgrade(Upgrading, avocado.Test):
         self.assertIn("bad pages: 3", result.reasons[0])
 
     def test_new_qemu_killed(self) -> None:
-        """The new QEMU dies at once: the guest goes on under the old one, whole."""
+        """The new QEMU dies at once: the guest goes on under the old one, whole.
+
+        :avocado: tags=fault
+        """
         result = self.upgrade("gift", 1 + SECOND_QEMU, kill_new)
         self.assertEqual(result.outcome, Outcome.ROLLED_BACK, result.reasons)
         self.assertEqual(result.verdict, VerdictKind.FAIL)
