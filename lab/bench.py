@@ -17,9 +17,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pydantic import ValidationError
-
-from lab import benchreport, build, figures, guest, host, mechanisms, options
+from lab import benchreport, build, compare, figures, guest, host, mechanisms, options
+from lab.compare import NO_GATE, Gate
 from lab.errors import CannotTellError, ExitCode, PreconditionError, UsageError
 from lab.figures import WARM_UP, Bench, NotRun, Request, Turn, run_of
 from lab.layout import Layout, locked
@@ -61,6 +60,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"mechanism that ratios are taken to (default: {_REFERENCE}, or else the first)",
     )
     options.add_shared(parser, dirty_rate="0")
+    add(
+        "--baseline",
+        type=Path,
+        metavar="FILE",
+        help="an earlier bench.json, or its directory: what changed since is shown in the end",
+    )
+    compare.add_gate(parser)
     add(
         "--resume",
         type=Path,
@@ -221,12 +227,7 @@ def begin(layout: Layout, request: Request, runner: Runner) -> Session:
 def resume(layout: Layout, directory: Path, runner: Runner) -> Session:
     """Return the session that goes on with the bench in `directory`; raise UsageError."""
     path = directory / _FILE
-    try:
-        bench = Bench.model_validate_json(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}", "name a directory out/bench-...") from error
-    except ValidationError as error:
-        raise UsageError(f"{path}: {error}", "it is of another version of pageflip") from error
+    bench = compare.read(path)
     if (here := host.fingerprint()) != bench.host:
         raise UsageError(
             f"{path} was begun on another machine or kernel: {bench.host} there, {here} here",
@@ -236,8 +237,8 @@ def resume(layout: Layout, directory: Path, runner: Runner) -> Session:
     return Session(directory, dataclasses.replace(layout, out=directory), bench, runner)
 
 
-def carry_out(session: Session) -> ExitCode:
-    """Do the runs, and show what there is however they end."""
+def carry_out(session: Session, gate: Gate = NO_GATE) -> ExitCode:
+    """Do the runs, show what there is however they end, and return what that says to the shell."""
     try:
         session.go()
     finally:
@@ -247,7 +248,7 @@ def carry_out(session: Session) -> ExitCode:
         if not session.bench.finished:
             again = shlex.join(["./pageflip", "bench", "--resume", str(session.directory)])
             note(f"not finished; to go on: {again}")
-    return exit_code(session.bench)
+    return exit_code(session.bench) or gate.judge(session.bench)
 
 
 def prepare(layout: Layout, request: Request) -> None:
@@ -259,7 +260,7 @@ def prepare(layout: Layout, request: Request) -> None:
 
 def run(given: argparse.Namespace) -> int:
     """Do what ``pageflip bench`` says."""
-    layout = Layout.default()
+    layout, gate = Layout.default(), compare.parse_gate(given)
     if given.resume:
         _nothing_else(given)
         directory = given.resume.absolute()
@@ -268,21 +269,21 @@ def run(given: argparse.Namespace) -> int:
         with locked(directory / _FILE, "waiting for another run that is working on this bench"):
             session = resume(layout, directory, upgrade_once)
             prepare(layout, session.bench.request)
-            return carry_out(session)
+            return carry_out(session, gate)
     request = parse(given)
     if given.out:
         layout = dataclasses.replace(layout, out=given.out.absolute())
     prepare(layout, request)
     session = begin(layout, request, upgrade_once)
     with locked(session.directory / _FILE):
-        return carry_out(session)
+        return carry_out(session, gate)
 
 
 def _nothing_else(given: argparse.Namespace) -> None:
     parser = argparse.ArgumentParser()
     add_arguments(parser)
     for name, default in vars(parser.parse_args([])).items():
-        if name != "resume" and getattr(given, name) != default:
+        if name not in {"resume", "baseline", "fail_if"} and getattr(given, name) != default:
             raise UsageError(
                 f"--{name.replace('_', '-')} cannot be given with --resume",
                 hint="a bench goes on as it was begun; begin a new one for something else",

@@ -168,7 +168,7 @@ def _ratio_titles(bench: Bench) -> list[str]:
 
 
 def _every_figure(bench: Bench, rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-    heading = ["mechanism", "figure", "n", "median", "95 % interval", "min", "max"]
+    heading = ["mechanism", "figure", "n", "median", "95 % interval", "p95", "min", "max"]
     heading += [f"/ {bench.request.reference}", "95 % interval"]
     body = []
     for row in rows:
@@ -181,6 +181,7 @@ def _every_figure(bench: Bench, rows: Sequence[Row]) -> tuple[list[str], list[li
                     str(found.n),
                     write_number(found.median),
                     _interval(found, write_number) or "-",
+                    write_number(found.maximum if found.p95 is None else found.p95),
                     write_number(found.minimum),
                     write_number(found.maximum),
                     digits(ratio.median) if ratio else "-",

@@ -166,6 +166,16 @@ def summarise(bench: Bench) -> list[Row]:
     return rows
 
 
+def values(bench: Bench, row: Row) -> dict[str, list[float]]:
+    """Return for each figure of `row` what was measured in the rounds that count."""
+    mine = (
+        run
+        for run in bench.runs
+        if (run.ram_bytes, run.mechanism) == (row.ram_bytes, row.mechanism)
+    )
+    return {name: list(by_round.values()) for name, by_round in _by_round(mine).items()}
+
+
 def _row(runs: list[Run], reference: dict[str, dict[int, float]]) -> Row:
     by_round = _by_round(runs)
     figures = {name: estimate(list(values.values())) for name, values in by_round.items()}

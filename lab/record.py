@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import tarfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,11 @@ def write_whole(path: Path, text: str) -> None:
 def as_json(result: Result) -> str:
     """Return the result as it stands in result.json and on stdout."""
     return result.model_dump_json(indent=2) + "\n"
+
+
+def as_json_list(models: Sequence[Model]) -> str:
+    """Return models as a JSON array."""
+    return json.dumps([model.model_dump(mode="json") for model in models], indent=2) + "\n"
 
 
 def _plain(value: Any) -> Any:

@@ -30,6 +30,24 @@ class Estimate(Model):
     high: float | None = Field(description="upper end of it")
     minimum: float
     maximum: float
+    p95: float | None = Field(
+        default=None, description="95th percentile, nearest rank: the largest of fewer than 20"
+    )
+
+
+class Difference(Model):
+    """How one set of measurements compares with another, independent one."""
+
+    ratio: float = Field(description="of the medians")
+    low: float | None = Field(
+        description="lower end of the ratio's 95 % bootstrap interval; null when one has one run"
+    )
+    high: float | None = Field(description="upper end of it")
+
+    @property
+    def shown(self) -> bool:
+        """Whether chance alone does not explain it: the interval does not hold 1."""
+        return self.low is not None and self.high is not None and not self.low <= 1 <= self.high
 
 
 def estimate(values: Sequence[float]) -> Estimate | None:
@@ -44,6 +62,7 @@ def estimate(values: Sequence[float]) -> Estimate | None:
         high=high,
         minimum=min(values),
         maximum=max(values),
+        p95=sorted(values)[math.ceil(0.95 * len(values)) - 1],
     )
 
 
@@ -96,6 +115,26 @@ def resampled_medians(values: Sequence[float]) -> list[tuple[float, int]]:
             alone -= ways
         found.append((ordered[i - 1], alone))
     return sorted(found)
+
+
+def difference(before: Sequence[float], after: Sequence[float]) -> Difference | None:
+    """Return the ratio of the medians, after / before, with its percentile bootstrap interval.
+
+    The two sets are resampled independently of each other (Efron and Tibshirani, chapter 8): every
+    pair of medians that resamples can have counts as often as it is reached.  None where there is
+    nothing to compare, or the median before is zero.
+    """
+    if not before or not after or not statistics.median(before):
+        return None
+    ratio = statistics.median(after) / statistics.median(before)
+    if min(len(before), len(after)) < 2 or min(before) <= 0:
+        return Difference(ratio=ratio, low=None, high=None)
+    pairs = sorted(
+        (above / below, ways * times)
+        for above, ways in resampled_medians(after)
+        for below, times in resampled_medians(before)
+    )
+    return Difference(ratio=ratio, low=_percentile(pairs), high=_percentile(pairs[::-1]))
 
 
 def ratios(these: Mapping[int, float], those: Mapping[int, float]) -> list[float]:

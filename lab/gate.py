@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Two benches held against each other, and conditions on which that fails.  Pure.
+
+A condition is ``MECHANISM.FIGURE[.STATISTIC] OP LIMIT``: ``gift.pause_ms.qmp.median > +10%`` is met
+when gift's median pause is more than 10 % above the baseline's *and* chance alone does not explain
+it.  A limit without a percent sign is in the figure's own unit and needs no baseline.  ``*`` stands
+for every mechanism.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from lab import figures
+from lab.errors import UsageError
+from lab.figures import Bench, Figures, Row
+from lab.model import Model
+from lab.statistics import Difference, Estimate, difference
+
+_CONDITION = re.compile(
+    r"(?P<mechanism>\*|[a-z-]+)\.(?P<figure>[a-z_]+(?:\.[a-z0-9]+)?)\s*(?P<op>[<>])\s*"
+    r"(?P<sign>[+-]?)(?P<limit>\d+(?:\.\d+)?)(?P<percent>%?)"
+)
+_STATISTICS = ("median", "p95", "minimum", "maximum")
+_MIB = 2**20
+#: What differs is another measurement, however it comes out.
+_SAME = ("guest", "touch", "dirty_rate", "accel", "pages", "workload")
+
+
+class Change(Model):
+    """One figure of one mechanism at one RAM size, in both benches."""
+
+    ram_bytes: int
+    mechanism: str
+    figure: str
+    before: Estimate
+    after: Estimate
+    change: Difference | None
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One of them; `limit` is a share of the baseline's figure where `relative`."""
+
+    text: str
+    mechanism: str
+    figure: str
+    statistic: str
+    above: bool
+    limit: float
+    relative: bool
+
+    def met(self, figure: Estimate, change: Change | None) -> bool:
+        """Whether it is, by what was measured and what that is against the baseline."""
+        value: float | None = getattr(figure, self.statistic)
+        if value is None:
+            return False
+        if not self.relative:
+            return value > self.limit if self.above else value < self.limit
+        base: float | None = getattr(change.before, self.statistic) if change else None
+        if not base or not change or not change.change or not change.change.shown:
+            return False
+        share = value / base - 1
+        return share > self.limit if self.above else share < self.limit
+
+
+def condition(text: str) -> Condition:
+    """Read a condition; raise UsageError that says what it should look like."""
+    hint = (
+        "write it like 'gift.pause_ms.qmp.median > +10%' or '*.memory_ratio > 1.1'; figures: "
+        + ", ".join(Figures.model_fields)
+    )
+    found = _CONDITION.fullmatch(_spelt(text.strip()))
+    if not found:
+        raise UsageError(f"{text!r} is no condition", hint)
+    figure, _, statistic = found["figure"].partition(".")
+    if figure not in Figures.model_fields or (statistic or "median") not in _STATISTICS:
+        raise UsageError(f"{text!r}: there is no figure {found['figure']}", hint)
+    relative, sign = bool(found["percent"]), found["sign"]
+    if bool(sign) is not relative:
+        raise UsageError(f"{text!r}: a change has a sign and a percent sign, a value neither", hint)
+    limit = float(found["limit"]) / (100 if relative else 1) * (-1 if sign == "-" else 1)
+    return Condition(
+        text, found["mechanism"], figure, statistic or "median", found["op"] == ">", limit, relative
+    )
+
+
+def _spelt(text: str) -> str:
+    """Return a condition with ``pause_ms.qmp``, as results have it, spelt as benches have it."""
+    return re.sub(r"pause_ms\.(qmp|outside|inside)", r"pause_\1_ms", text)
+
+
+def changes(before: Bench, after: Bench) -> list[Change]:
+    """Return every figure that both benches have."""
+    found = []
+    for row, values in _rows(after):
+        other = next((v for r, v in _rows(before) if _key(r) == _key(row)), {})
+        theirs = next((r for r in before.summary if _key(r) == _key(row)), None)
+        for name, mine in row.figures.items():
+            if theirs and (base := theirs.figures.get(name)):
+                change = difference(other[name], values[name])
+                found.append(
+                    Change(
+                        ram_bytes=row.ram_bytes,
+                        mechanism=row.mechanism,
+                        figure=name,
+                        before=base,
+                        after=mine,
+                        change=change,
+                    )
+                )
+    return found
+
+
+def alarms(conditions: Sequence[Condition], before: Bench | None, after: Bench) -> Iterator[str]:
+    """Yield a sentence for each condition that is met, for every RAM size.
+
+    Raises UsageError for a condition that nothing in the benches answers to: a gate that cannot
+    close is worse than none.
+    """
+    compared = {(*_key(c), c.figure): c for c in changes(before, after)} if before else {}
+    for one in conditions:
+        asked = False
+        for row in after.summary:
+            mine = row.figures.get(one.figure)
+            if one.mechanism not in {"*", row.mechanism} or mine is None:
+                continue
+            change = compared.get((*_key(row), one.figure))
+            asked = asked or not one.relative or change is not None
+            if one.met(mine, change):
+                yield f"{one.text}: {_said(row, one, mine, change)}"
+        if not asked:
+            raise UsageError(
+                f"{one.text!r}: neither bench has this figure"
+                if before
+                else f"{one.text!r}: a change needs something to compare with",
+                "name an earlier bench.json with --baseline" if not before else "",
+            )
+
+
+def _said(row: Row, one: Condition, mine: Estimate, change: Change | None) -> str:
+    where = f"{row.mechanism}, {row.ram_bytes // _MIB} MiB: {one.figure}"
+    value = getattr(mine, one.statistic)
+    if not one.relative or change is None:
+        return f"{where} is {value:.4g}"
+    return f"{where} is {value:.4g}, and was {getattr(change.before, one.statistic):.4g}"
+
+
+def differences(before: Bench, after: Bench) -> Iterator[str]:
+    """Yield what else differs between two benches, in words: it may be why the figures do."""
+    if before.host != after.host:
+        yield "the host is not the same"
+    for name in _SAME:
+        was, now = (getattr(bench.request, name, None) for bench in (before, after))
+        if was != now:
+            yield f"--{name.replace('_', '-')} was {was}, and is {now}"
+    for side in ("old", "new"):
+        was, now = getattr(before, side), getattr(after, side)
+        if was and now and was.sha256 != now.sha256:
+            yield f"the {side} QEMU is another one: {was.version} then, {now.version} now"
+
+
+def _rows(bench: Bench) -> Iterator[tuple[Row, dict[str, list[float]]]]:
+    for row in bench.summary:
+        yield row, figures.values(bench, row)
+
+
+def _key(one: Row | Change) -> tuple[int, str]:
+    return one.ram_bytes, one.mechanism
