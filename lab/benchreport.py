@@ -25,6 +25,7 @@ TITLES = {
     "total_ms": "total ms",
     "memory_ratio": "memory peak / before",
     "memory_pss_ratio": "the same by PSS",
+    "brownout_ms": "brown-out ms",
     "huge_pages_kept": "huge pages kept",
 }
 assert set(TITLES) == set(Figures.model_fields)

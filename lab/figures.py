@@ -56,6 +56,9 @@ class Figures(Model):
     total_ms: float | None
     memory_ratio: float | None
     memory_pss_ratio: float | None
+    brownout_ms: float | None = Field(
+        default=None, description="heartbeats came at less than 80 % of their usual rate"
+    )
     huge_pages_kept: float | None = Field(
         description="AnonHugePages of the new QEMU afterwards / of the old one before"
     )
@@ -132,6 +135,7 @@ def run_of(result: Result, number: int, took_s: float, directory: str) -> Run:
             total_ms=result.total_ms,
             memory_ratio=memory.ratio if memory else None,
             memory_pss_ratio=memory.pss_ratio if memory else None,
+            brownout_ms=result.brownout.slow_ms if result.brownout else None,
             huge_pages_kept=_huge_pages_kept(result.mechanism, memory),
         ),
         noise_ms=pause.outside_before,

@@ -66,6 +66,18 @@ class Pause(Model):
     )
 
 
+class Brownout(Model):
+    """How slow the guest was, by its heartbeats in pieces of 20 ms; the pause is a part of it."""
+
+    lowest_share: float = Field(
+        description="fewest heartbeats in a piece, as a share of the usual number"
+    )
+    slow_ms: float = Field(
+        description="pieces with less than 80 % of it, from the beginning until a second after"
+    )
+    slow_before_ms: float = Field(description="the same in the second before: the noise")
+
+
 class Sample(Model):
     """Memory at one instant of the upgrade, relative to its start."""
 
@@ -225,6 +237,9 @@ class Result(Model):
     )
     pause_ms: Pause
     phases_ms: Phases
+    brownout: Brownout | None = Field(
+        default=None, description="null when nothing was heard before the upgrade"
+    )
     memory: Memory | None
     integrity: Integrity
     blocks: list[Block]

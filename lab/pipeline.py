@@ -39,7 +39,7 @@ from lab.guest import GuestImage
 from lab.host import MemoryGroup
 from lab.layout import Layout, socket_directory
 from lab.measure import downtime, integrity, memory
-from lab.measure.downtime import Window
+from lab.measure.timeline import brownout, timeline
 from lab.mechanisms import Mechanism
 from lab.model import Findings, Integrity, Pages, Result, VerdictKind
 from lab.monitor import MonitorError, QmpError
@@ -93,9 +93,17 @@ def upgrade_once(
         if moved.survivor_is_new:
             used = used.with_huge_pages(moved.new.pid, options.ram_bytes)
         found = findings(plan, old, moved)
-        record.write("measure", {**used.record(), "integrity": account, "workloads": found})
+        line = timeline(
+            old.heart.beats,
+            moved.new.heart.beats,
+            moved.window,
+            (old.events, moved.new.events),
+            (used.start_ns, used.samples),
+        )
+        measured = {"memory": used.memory, "integrity": account, "workloads": found}
+        record.write("measure", {**measured, "timeline": line})
         result = verdict(plan, record, old, moved, used, account, found).model_copy(
-            update={"pinning": pins.record()}
+            update={"pinning": pins.record(), "brownout": brownout(line)}
         )
     record.finish(result)
     return result
@@ -271,7 +279,7 @@ def move_and_sample(
     used = memory.summarise(
         pss_before, sampler.samples, huge_before, watched() if watched else None
     )
-    return moved, memory.Used(used, sampler.samples)
+    return moved, memory.Used(used, sampler.samples, sampler.start_ns)
 
 
 def listen(heart: Heart, vm: Vm) -> None:
@@ -304,7 +312,7 @@ def findings(plan: Plan, old: Vm, moved: Upgrade) -> list[Findings]:
     if survivor is None:
         return []
     try:
-        return plan.work.check(survivor, Window(moved.start_ns, moved.end_ns))
+        return plan.work.check(survivor, moved.window)
     except _NO_ANSWER as error:
         moved.lose(error.message)
         return []
@@ -321,7 +329,7 @@ def verdict(
 ) -> Result:
     """Judge what was seen."""
     options, mechanism = plan.options, plan.mechanism
-    window = Window(moved.start_ns, moved.end_ns)
+    window = moved.window
     pause = downtime.pause(
         old.heart.beats, moved.new.heart.beats, window, old.events, moved.new.events
     )

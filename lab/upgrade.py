@@ -11,6 +11,7 @@ from typing import Any
 
 from lab.deadline import Deadline, DeadlineError
 from lab.errors import CannotTellError
+from lab.measure.downtime import Window
 from lab.mechanisms import Mechanism
 from lab.model import Outcome
 from lab.monitor import MonitorError, QmpError
@@ -34,6 +35,11 @@ class Upgrade:
     failure: str = ""
     outcome: Outcome = Outcome.LOST
     old_info: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def window(self) -> Window:
+        """When it was."""
+        return Window(self.start_ns, self.end_ns)
 
     @property
     def survivor_is_new(self) -> bool:

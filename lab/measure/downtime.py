@@ -58,11 +58,19 @@ def count(old: Sequence[Beat], new: Sequence[Beat], skipped: int) -> Numbers:
 
 def qmp_pause_ms(old: Sequence[Event], new: Sequence[Event]) -> float | None:
     """Return the time from the old QEMU's last STOP to the new one's first RESUME after it (ms)."""
+    stop, resume = stop_and_resume(old, new)
+    return None if stop is None or resume is None else (resume - stop) * 1e3
+
+
+def stop_and_resume(
+    old: Sequence[Event], new: Sequence[Event]
+) -> tuple[float | None, float | None]:
+    """Return both events' own stamps (s since the epoch)."""
     stops = [event.at for event in old if event.name == "STOP"]
     if not stops:
-        return None
+        return None, None
     resumes = [event.at for event in new if event.name == "RESUME" and event.at >= stops[-1]]
-    return (resumes[0] - stops[-1]) * 1e3 if resumes else None
+    return stops[-1], resumes[0] if resumes else None
 
 
 def outside_ms(beats: Sequence[Beat], start_ns: int, end_ns: int) -> float | None:

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from lab.model import Memory, Sample
 
@@ -92,7 +92,7 @@ class Sampler:
         self._new = new
         self._considerate = considerate
         self._stop = threading.Event()
-        self._start_ns = time.monotonic_ns()
+        self.start_ns = time.monotonic_ns()
         self._thread = threading.Thread(target=self._run, name="memory", daemon=True)
         self.samples: list[Sample] = []
 
@@ -108,7 +108,7 @@ class Sampler:
             after = pss(old_pid)
             self.samples.append(
                 Sample(
-                    at_ms=(now - self._start_ns) / 1e6,
+                    at_ms=(now - self.start_ns) / 1e6,
                     old_pss_bytes=(before + after) // 2,
                     new_pss_bytes=new,
                     skew_bytes=abs(before - after) // 2,
@@ -182,6 +182,8 @@ class Used:
 
     memory: Memory
     samples: list[Sample]
+    #: When sampling began, on the host's monotonic clock.
+    start_ns: int = 0
 
     def with_huge_pages(self, pid: int, ram_bytes: int) -> Used:
         """Return the same with the guest's huge pages as they are now in process `pid`."""
@@ -189,7 +191,3 @@ class Used:
         return dataclasses.replace(
             self, memory=self.memory.model_copy(update={"new_huge_bytes": kept})
         )
-
-    def record(self) -> dict[str, Any]:
-        """Return it for the run directory."""
-        return {"memory": self.memory, "samples": self.samples}
