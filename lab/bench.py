@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from lab import benchreport, build, compare, figures, guest, host, mechanisms, options
+from lab import benchreport, build, compare, figures, guest, host, mechanisms, options, reporting
 from lab.compare import NO_GATE, Gate
 from lab.errors import CannotTellError, ExitCode, PreconditionError, UsageError
 from lab.figures import WARM_UP, Bench, NotRun, Request, Turn, run_of
@@ -243,6 +243,7 @@ def carry_out(session: Session, gate: Gate = NO_GATE) -> ExitCode:
         session.go()
     finally:
         benchreport.write(session.bench, session.directory / "bench.md")
+        reporting.write_bench(session.bench, session.directory)
         benchreport.show(session.bench)
         note(f"bench directory: {session.directory}")
         if not session.bench.finished:

@@ -43,11 +43,11 @@ def show(bench: Bench, console: Console | None = None) -> None:
     console = console or Console(highlight=False)
     if not console.is_terminal:
         console = Console(file=console.file, width=_FILE_WIDTH, highlight=False)
-    for ram_bytes, rows in _by_ram(bench):
+    for ram_bytes, rows in by_ram(bench):
         intervals = _LABEL_WIDTH + _CELL_WIDTH * len(rows) <= console.width
         for some in _fitting(rows, console.width) if not intervals else [rows]:
             console.print(_screen(bench, ram_bytes, some, intervals=intervals), "")
-    for line in _remarks(bench):
+    for line in remarks(bench):
         console.print(Text(line))
 
 
@@ -67,18 +67,16 @@ def _fitting(rows: Sequence[Row], width: int) -> Iterator[list[Row]]:
 
 def _screen(bench: Bench, ram_bytes: int, rows: Sequence[Row], *, intervals: bool) -> Table:
     """Return the table of a RAM size with a column for each mechanism: narrower than the page's."""
-    table = Table(
-        title=_ram_title(bench, ram_bytes), title_justify="left", box=None, pad_edge=False
-    )
+    table = Table(title=ram_title(bench, ram_bytes), title_justify="left", box=None, pad_edge=False)
     table.add_column("", min_width=_LABEL_WIDTH)
     for row in rows:
         table.add_column(row.mechanism, justify="right", no_wrap=True, overflow="fold")
-    table.add_row("runs", *(Text(_runs(row), "red" if row.failed else "") for row in rows))
-    names = [*TITLES.values(), *_ratio_titles(bench)]
-    for name, cells in zip(names, zip(*map(_cells, rows), strict=True), strict=True):
+    table.add_row("runs", *(Text(runs(row), "red" if row.failed else "") for row in rows))
+    names = [*TITLES.values(), *ratio_titles(bench)]
+    for name, across in zip(names, zip(*map(cells, rows), strict=True), strict=True):
         texts = [
             Text.assemble(median, ("\n" + interval, "dim")) if intervals and interval else median
-            for median, interval in cells
+            for median, interval in across
         ]
         table.add_row(name, *texts)
     return table
@@ -93,16 +91,16 @@ def markdown(bench: Bench) -> Iterator[str]:
     """Yield the lines of ``bench.md``."""
     yield f"# Bench of {bench.started}"
     yield ""
-    yield from (f"- {line}" for line in (*_circumstances(bench), *_remarks(bench)))
+    yield from (f"- {line}" for line in (*circumstances(bench), *remarks(bench)))
     if not bench.finished:
         yield "- not finished: some runs are still to be done"
-    for ram_bytes, rows in _by_ram(bench):
-        yield from ("", f"## {_ram_title(bench, ram_bytes)}", "")
+    for ram_bytes, rows in by_ram(bench):
+        yield from ("", f"## {ram_title(bench, ram_bytes)}", "")
         body = [
-            [f"`{row.mechanism}`", _runs(row), *(" ".join(cell).strip() for cell in _cells(row))]
+            [f"`{row.mechanism}`", runs(row), *(" ".join(cell).strip() for cell in cells(row))]
             for row in rows
         ]
-        yield from _table(["mechanism", "runs", *TITLES.values(), *_ratio_titles(bench)], body)
+        yield from _table(["mechanism", "runs", *TITLES.values(), *ratio_titles(bench)], body)
         yield from ("", "<details><summary>Every figure</summary>", "")
         yield from _table(*_every_figure(bench, rows))
         yield from ("", "</details>")
@@ -142,7 +140,7 @@ def _percent(value: float) -> str:
     return f"{value:.0%}"
 
 
-def _cells(row: Row) -> list[tuple[str, str]]:
+def cells(row: Row) -> list[tuple[str, str]]:
     """Return for every figure, and for the ratios, the median and its interval."""
     own = [_cell(row.figures.get(name), _format(name)) for name in TITLES]
     return own + [_cell(row.ratios.get(name), digits) for name in _RATIOS]
@@ -164,7 +162,8 @@ def _format(name: str) -> Callable[[float], str]:
     return _percent if name == "huge_pages_kept" else digits
 
 
-def _ratio_titles(bench: Bench) -> list[str]:
+def ratio_titles(bench: Bench) -> list[str]:
+    """Return what the columns of ratios are called."""
     return [f"{title} / {bench.request.reference}" for title in _RATIOS.values()]
 
 
@@ -210,7 +209,7 @@ def _table(heading: Sequence[str], body: Iterable[Sequence[str]]) -> Iterator[st
     yield from (f"| {' | '.join(cells)} |" for cells in body)
 
 
-def _by_ram(bench: Bench) -> Iterator[tuple[int, list[Row]]]:
+def by_ram(bench: Bench) -> Iterator[tuple[int, list[Row]]]:
     """Yield each RAM size with its rows, once there is more than a warm-up to show."""
     for ram_bytes in dict.fromkeys(row.ram_bytes for row in bench.summary):
         rows = [row for row in bench.summary if row.ram_bytes == ram_bytes]
@@ -218,17 +217,20 @@ def _by_ram(bench: Bench) -> Iterator[tuple[int, list[Row]]]:
             yield ram_bytes, rows
 
 
-def _ram_title(bench: Bench, ram_bytes: int) -> str:
+def ram_title(bench: Bench, ram_bytes: int) -> str:
+    """Return what the part of a RAM size is called."""
     touched = next(run.touched_bytes for run in bench.runs if run.ram_bytes == ram_bytes)
     return f"{ram_bytes // _MIB} MiB of RAM, {touched // _MIB} MiB of it filled"
 
 
-def _runs(row: Row) -> str:
+def runs(row: Row) -> str:
+    """Return how many runs count, and how many failed."""
     counted = max((found.n for found in row.figures.values()), default=0)
     return f"{counted}" + (f", {row.failed} failed" if row.failed else "")
 
 
-def _circumstances(bench: Bench) -> Iterator[str]:
+def circumstances(bench: Bench) -> Iterator[str]:
+    """Yield with what, and where, it was measured."""
     here = bench.host
     yield f"command: `{bench.command}`"
     for name, side in (("old", bench.old), ("new", bench.new)):
@@ -246,7 +248,7 @@ def _side(side: Side) -> str:
     return f"QEMU {side.version}{release}, SHA-256 {side.sha256[:16]}…"
 
 
-def _remarks(bench: Bench) -> Iterator[str]:
+def remarks(bench: Bench) -> Iterator[str]:
     """Yield what a reader of the tables has to know, one line each."""
     request = bench.request
     yield (

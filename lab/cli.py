@@ -23,6 +23,7 @@ from lab.progress import console
 VERBS: dict[str, tuple[str, str]] = {
     "upgrade": ("lab.pipeline", "upgrade a running guest from one QEMU to another and judge it"),
     "bench": ("lab.bench", "compare mechanisms: many upgrades, interleaved, with statistics"),
+    "report": ("lab.reporting", "make a page of a bench or an upgrade"),
     "compare": ("lab.compare", "hold two benches against each other"),
     "check": ("lab.check", "run everything that tests this project"),
     "build": ("lab.builds", "build the pair of QEMUs and the guest images"),

@@ -33,12 +33,13 @@ def show(result: Result, console: Console | None = None) -> None:
     table = Table(show_header=False, box=None, pad_edge=True)
     table.add_column(style="dim")
     table.add_column(overflow="fold")
-    for name, value in _rows(result):
+    for name, value in rows(result):
         table.add_row(name, Text(value))
     console.print(table)
 
 
-def _rows(result: Result) -> list[tuple[str, str]]:
+def rows(result: Result) -> list[tuple[str, str]]:
+    """Return what was measured, name by name, in words."""
     pause, integrity, memory = result.pause_ms, result.integrity, result.memory
     rows = [
         (

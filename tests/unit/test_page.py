@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The page: everything in one file, whatever was measured, and nothing of it as markup."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import fake_bench
+import pytest
+
+from lab import bench, cli, page, reporting
+from lab.figures import Bench
+from lab.measure.timeline import Timeline
+from lab.model import Result, Sample
+
+SAMPLE = Path(__file__).with_name("result.json")
+LINE = Timeline(
+    end_ms=150.0,
+    stop_ms=90.0,
+    resume_ms=100.0,
+    old_beats_ms=[float(ms) for ms in range(-1000, 90)],
+    new_beats_ms=[float(ms) for ms in range(110, 1150)],
+    samples=[
+        Sample(at_ms=ms, old_pss_bytes=2**30, new_pss_bytes=2**20, skew_bytes=0)
+        for ms in (0.0, 50.0, 100.0)
+    ],
+)
+
+
+class Reader(HTMLParser):
+    """Collects what is shown, what would be fetched, and tags that were left open."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.words: list[str] = []
+        self.fetched: list[str] = []
+        self.open: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in {"meta", "link", "br", "img"}:
+            self.open.append(tag)
+        self.fetched += [value or "" for name, value in attrs if name in {"src", "href"}]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] not in {"script", "style"}:
+            self.words.append(data)
+
+    @property
+    def said(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+def made(tmp_path: Path, *words: str) -> tuple[Bench, Path]:
+    session = bench.begin(
+        fake_bench.layout(tmp_path),
+        fake_bench.request(*words),
+        fake_bench.Runner({"gift": 20.0}),
+    )
+    bench.carry_out(session)
+    return session.bench, session.directory
+
+
+def test_a_bench_in_one_file(tmp_path: Path) -> None:
+    words = ("--mechanisms", "gift,precopy", "--ram", "512M,1G", "--repeats", "3")
+    done, directory = made(tmp_path, *words)
+    typical = page.typical_directories(done)
+    assert len(typical) == 2
+    text = page.of_bench(done, dict.fromkeys(typical, LINE))
+    found = Reader(text)
+    assert not found.open
+    assert not found.fetched  # works without a network
+    assert "every guest was whole after every run" in found.said
+    for words_shown in ("512 MiB of RAM", "1024 MiB of RAM", "Pause against RAM", "One run: gift"):
+        assert words_shown in found.said
+    assert done.command in found.said
+    # Two sizes of four charts, the one of all sizes, two timelines.
+    assert len(re.findall(r"Plotly\.newPlot", text[text.index("</head>") :])) == 11
+    assert (directory / "report.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+
+
+def test_an_upgrade_in_one_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "result.json").write_text(SAMPLE.read_text())
+    kept = {"timeline": LINE.model_dump(mode="json")}
+    (tmp_path / "6-measure.json").write_text(json.dumps(kept))
+    assert cli.main(["report", str(tmp_path)]) == 0
+    written = Path(capsys.readouterr().out.strip())
+    found = Reader(written.read_text(encoding="utf-8"))
+    assert "PASS: upgraded" in found.said
+    assert "What happened when" in found.said
+    assert "./pageflip upgrade" in found.said
+
+
+def test_an_upgrade_of_an_older_version_has_no_timeline(tmp_path: Path) -> None:
+    (tmp_path / "result.json").write_text(SAMPLE.read_text())
+    (tmp_path / "6-measure.json").write_text("{}")
+    found = Reader(reporting.write_run(tmp_path).read_text(encoding="utf-8"))
+    assert "What happened when" not in found.said
+
+
+def test_what_qemu_says_is_no_markup() -> None:
+    result = Result.model_validate_json(SAMPLE.read_text()).model_copy(
+        update={"reasons": ["<script>alert(1)</script>"], "notes": ["a < b & c"]}
+    )
+    text = page.of_run(result, None)
+    assert "<script>alert(1)</script>" not in text
+    assert "&lt;script&gt;alert(1)" in text
+    assert "a < b & c" in Reader(text).said
+
+
+def test_nothing_to_make_a_page_of(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["report", str(tmp_path)]) == 2
+    assert "no bench.json" in capfd.readouterr().err
