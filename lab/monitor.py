@@ -84,7 +84,7 @@ class Monitor:
             return
 
     async def _reset(self) -> None:
-        with suppress(QMPError):
+        with suppress(QMPError, EOFError, OSError):  # it raises what ended the connection
             await self._client.disconnect()
 
     async def _listen(self) -> None:

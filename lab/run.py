@@ -169,12 +169,27 @@ class ChildOf:
                 for tasks in Path(f"/proc/{self._parent}/task").glob("*/children"):
                     for child in tasks.read_text(encoding="ascii").split():
                         self._found = int(child)
+        if not self._found and not self._parent_lives:
+            self._found = self._left_behind()
         return self._found
+
+    @property
+    def _parent_lives(self) -> bool:
+        return Path(f"/proc/{self._parent}").exists()
+
+    def _left_behind(self) -> int:
+        """Return the process that is still in the parent's group, or 0 (proc_pid_stat(5))."""
+        for process in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                stat = (process / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+                if int(stat[2]) == self._parent:
+                    return int(process.name)
+        return 0
 
     def poll(self) -> int | None:
         """Return None until it has ended, or can come no more; only its parent knows how it did."""
         if not self.pid:
-            return None if Path(f"/proc/{self._parent}").exists() else ENDED
+            return None if self._parent_lives else ENDED
         with suppress(OSError):
             state = Path(f"/proc/{self.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2]
             if state.split()[0] != "Z":

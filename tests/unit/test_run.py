@@ -206,6 +206,21 @@ def test_the_child_of_a_child_ends_with_the_block() -> None:
             return
 
 
+def test_a_child_is_found_when_its_parent_is_gone() -> None:
+    argv = ["sh", "-c", "sleep 100 & echo; wait"]
+    with subprocess.Popen(argv, start_new_session=True, stdout=subprocess.PIPE) as parent:
+        assert parent.stdout
+        parent.stdout.readline()
+        child = process.ChildOf(parent.pid)
+        parent.kill()
+        parent.wait()
+        assert child.poll() is None
+        os.kill(child.pid, signal.SIGKILL)
+    for _ in Deadline.after(10, "its end").poll(0.01):
+        if child.poll() is not None:
+            return
+
+
 def test_a_child_that_can_come_no_more_has_ended() -> None:
     with subprocess.Popen(["sleep", "100"]) as parent:
         child = process.ChildOf(parent.pid)
