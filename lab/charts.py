@@ -19,6 +19,8 @@ _AROUND_MS = 400.0
 #: Told apart by those who see no red or green (Okabe and Ito's palette).
 _OLD, _NEW, _THIRD = "#0072b2", "#d55e00", "#009e73"
 _COLOURS = (_OLD, _NEW, _THIRD, "#cc79a7", "#e69f00", "#56b4e9", "#999999", "#f0e442")
+#: 1, 2, 5, 10, 20 ...
+_LOG = {"type": "log", "dtick": "D2"}
 _CLOCKS = {
     "pause_qmp_ms": ("STOP to RESUME", _OLD),
     "pause_outside_ms": ("outside", _NEW),
@@ -52,6 +54,7 @@ def _bars(rows: Sequence[Row], name: str, title: str, colour: str) -> go.Bar:
         error_y={
             "type": "data",
             "symmetric": False,
+            "color": "#888",
             "array": [(one.high or one.median) - one.median for _, one in found],
             "arrayminus": [one.median - (one.low or one.median) for _, one in found],
         },
@@ -61,16 +64,14 @@ def _bars(rows: Sequence[Row], name: str, title: str, colour: str) -> go.Bar:
 def pauses(rows: Sequence[Row]) -> go.Figure:
     """The pause by three clocks, a group of bars for each mechanism."""
     figure = go.Figure([_bars(rows, name, *how) for name, how in _CLOCKS.items()])
-    figure.update_yaxes(type="log")
+    figure.update_yaxes(**_LOG)
     return _styled(figure, "Pause by three clocks (logarithmic)", "ms")
 
 
 def one_figure(rows: Sequence[Row], name: str, title: str, y: str, *, log: bool) -> go.Figure:
     """Any other figure, a bar for each mechanism."""
     figure = go.Figure([_bars(rows, name, title, _OLD)])
-    figure.update_yaxes(type="log" if log else "linear")
-    if not log:
-        figure.update_yaxes(rangemode="tozero")
+    figure.update_yaxes(**(_LOG if log else {"rangemode": "tozero"}))
     return _styled(figure, title, y, 300)
 
 
@@ -90,8 +91,9 @@ def scaling(rows: Sequence[Row]) -> go.Figure:
             mode="lines+markers",
             line={"color": _COLOURS[number % len(_COLOURS)]},
         )
-    figure.update_xaxes(type="log", title_text="guest RAM, GiB")
-    figure.update_yaxes(type="log")
+    sizes = sorted({row.ram_bytes / 2**30 for row in rows})
+    figure.update_xaxes(type="log", tickvals=sizes, title_text="guest RAM, GiB")
+    figure.update_yaxes(**_LOG)
     return _styled(figure, "Pause from outside against RAM (both logarithmic)", "ms", 420)
 
 
@@ -131,12 +133,13 @@ def timeline(line: Timeline) -> go.Figure:
         if at is not None:
             figure.add_vline(x=at, line_dash="dot", line_width=1)
             figure.add_annotation(
-                x=at, y=1.0 + 0.05 * (place % 2), yref="paper", text=name, showarrow=False
+                x=at, y=1.0 + 0.045 * place, yref="paper", text=name, showarrow=False
             )
     figure.update_layout(barmode="stack", bargap=0)
     figure.update_xaxes(range=[first, last])
     figure.update_xaxes(title_text="ms since the first command of the upgrade", row=2, col=1)
-    styled = _styled(figure, "", "MiB", 520)
+    styled = _styled(figure, "", "MiB", 540)
+    styled.update_layout(margin={"t": 90}, legend={"y": -0.15})
     styled.update_yaxes(title_text="heartbeats per ms", row=2, col=1)
     return styled
 

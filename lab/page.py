@@ -132,7 +132,7 @@ def _html(figure: go.Figure) -> Markup:
     text = figure.to_html(
         full_html=False,
         include_plotlyjs=False,
-        config={"responsive": True, "displaylogo": False},
+        config={"responsive": True, "displayModeBar": False},
     )
     return Markup(text)  # noqa: S704 -- plotly's own markup
 
