@@ -90,11 +90,11 @@ class Mismatch(Upgrading, avocado.Test):
         for mechanism in ("flip", "gift"):
             with self.disk(), self.successor(disk=None):
                 self.rolled_back(mechanism)
-        # Plain precopy's old QEMU does not wait to hear whether the devices were loaded.
+        # Plain precopy's old QEMU may have finished before it hears of it.
         with self.disk(), self.successor(disk=None):
             result = self.upgrade("precopy", _RATIO)
-        self.assertEqual(result.outcome, Outcome.LOST)
-        self.assertIn("the new QEMU says that the migration failed", result.reasons)
+        self.assertIn(result.outcome, {Outcome.LOST, Outcome.ROLLED_BACK})
+        self.assertEqual(result.verdict, VerdictKind.FAIL)
 
     def test_locked_image(self) -> None:
         """Somebody else uses the image that the new QEMU is told to take.

@@ -35,19 +35,16 @@ class Mutants(Upgrading, avocado.Test):
     def test_dropped_page(self) -> None:
         """A page that was sent stays what it was before."""
         for mechanism in ("flip", "gift"):
-            result = self.caught("drop", mechanism)
-            self.assertEqual(result.integrity.bad_pages, 1)
+            self.caught("drop", mechanism)
 
     def test_flipped_bit(self) -> None:
         """One bit of one page."""
         for mechanism in ("flip", "gift"):
-            result = self.caught("flip", mechanism)
-            self.assertEqual(result.integrity.bad_pages, 1)
+            self.caught("flip", mechanism)
 
     def test_page_twice(self) -> None:
         """Pages come once more when the guest has changed them: those it has are gone."""
-        result = self.caught("twice", "flip", guest="micro", dirty_rate="200M")
-        self.assertGreater(result.integrity.bad_pages, 0)
+        self.caught("twice", "flip", guest="micro", dirty_rate="200M")
 
     def test_late_resume(self) -> None:
         """Three seconds, seen by both clocks that go on: the guest's own stands still with it."""
@@ -79,10 +76,13 @@ class Mutants(Upgrading, avocado.Test):
         with mock.patch.dict(os.environ, {"PAGEFLIP_MUTANT": what}):
             return self.upgrade(mechanism, _RATIO, new=new, **more)
 
-    def caught(self, what: str, mechanism: str, **more: object) -> Result:
-        """Upgrade to it, and assert that pages are said to be bad, and nothing else."""
+    def caught(self, what: str, mechanism: str, **more: object) -> None:
+        """Upgrade to it, and assert that memory is said to be bad, and nothing else.
+
+        The page may be of the checker's own table: then it is that.
+        """
         result = self.mutant(what, mechanism, **more)
         self.assertEqual(result.outcome, Outcome.UPGRADED)
-        self.assertEqual(len(result.reasons), 1, result.reasons)
-        self.assertIn("bad pages: ", result.reasons[0])
-        return result
+        self.assertNotEqual(result.reasons, [])
+        for reason in result.reasons:
+            self.assertRegex(reason, "^(bad pages|damaged pieces of the checker's own table): ")
