@@ -27,6 +27,7 @@ class Backing(enum.StrEnum):
     PRIVATE = "private"  # plain -m: anonymous memory, what ordinary guests have
     SHARED = "shared"  # memfd with share=on and aux-ram-share=on, what cpr-transfer needs
     MEMFD = "memfd"  # memfd with share=on, all else private: what handover needs
+    FILE = "file"  # a file in memory, share=on, that another QEMU can map by its name
     HUGETLB = "hugetlb"  # private huge pages from the kernel's pool, all of them taken at once
 
 
@@ -57,6 +58,8 @@ class Machine:
     ram_bytes: int
     cpus: int = 1
     backing: Backing = Backing.PRIVATE
+    #: With Backing.FILE, the file.
+    ram_file: Path | None = None
     machine_type: str = MACHINE_TYPE
     incoming: tuple[str, ...] = ()
     nics: tuple[Nic, ...] = ()
@@ -210,7 +213,10 @@ def _board(machine: Machine) -> list[str]:
         if machine.backing is Backing.HUGETLB:
             how = "share=off,hugetlb=on,hugetlbsize=2M,prealloc=on"
         board[1] += ",memory-backend=ram"
-        board += ["-object", f"memory-backend-memfd,id=ram,size={megabytes}M,{how}"]
+        kind = "memfd"
+        if machine.backing is Backing.FILE:
+            kind, how = "file", f"mem-path={machine.ram_file},share=on"
+        board += ["-object", f"memory-backend-{kind},id=ram,size={megabytes}M,{how}"]
     if machine.backing is Backing.SHARED:
         board[1] += ",aux-ram-share=on"
     return board

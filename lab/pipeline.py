@@ -46,6 +46,7 @@ from lab.monitor import MonitorError, QmpError
 from lab.options import UpgradeOptions, add_arguments, parse
 from lab.pinning import pinned
 from lab.progress import note_once, step
+from lab.ramfile import ram_file
 from lab.record import Record, as_json
 from lab.upgrade import Interfere, Upgrade, upgrade
 from lab.verdict import Observation, judge
@@ -81,10 +82,11 @@ def upgrade_once(
         host.memory_group() as group,
         socket_directory(roomy=bool(image.disk)) as sockets,
         workloads.opened(options.workloads, record.directory) as work,
+        ram_file(mechanisms.backing(mechanism, options.pages)) as file,
         factory(record.directory, group, pins) as start,
     ):
         confine(group, options)
-        machine = old_machine(layout, options, pair, image, mechanism, sockets, record, work)
+        machine = old_machine(layout, options, pair, image, mechanism, sockets, record, work, file)
         plan = Plan(options, pair, mechanism, machine, work)
         old = run_under_old(start, plan)
         moved, used = move_and_sample(start, old, plan, group, interfere)
@@ -200,6 +202,7 @@ def old_machine(
     sockets: Path,
     record: Record,
     work: Together = NOTHING,
+    file: Path | None = None,
 ) -> Machine:
     """Say what the old QEMU is to run, and by which accelerator."""
     machine = Machine(
@@ -215,6 +218,7 @@ def old_machine(
         cpus=options.cpus,
         machine_type=cmdline.BOARDS[options.machine],
         backing=mechanisms.backing(mechanism, options.pages),
+        ram_file=file,
         disk=disk.overlay(image.disk, sockets),
     )
     chosen = accel.choose(layout, options.accel, machine)

@@ -220,7 +220,7 @@ class Mismatch(Upgrading, avocado.Test):
                 Relay(self.sockets / "relay", self.sockets / "migrate", spoil)
 
             def go(self, old: Vm, new: Vm) -> None:
-                with mock.patch.object(self, "_uri", lambda _: f"unix:{self.sockets / 'relay'}"):
+                with mock.patch.object(self, "uri", lambda _: f"unix:{self.sockets / 'relay'}"):
                     super().go(old, new)
 
         with mock.patch.object(mechanisms, "MECHANISMS", (*mechanisms.MECHANISMS, Relayed())):

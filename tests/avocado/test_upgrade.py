@@ -98,6 +98,20 @@ class Upgrade(Upgrading, avocado.Test):
         """
         self.assertGreater(self.passes("precopy", 2.3).memory.ratio, 1.7)
 
+    def test_multifd(self) -> None:
+        """The same over several connections.
+
+        :avocado: tags=baseline
+        """
+        self.assertGreater(self.passes("multifd", 2.3).memory.ratio, 1.7)
+
+    def test_ignore_shared(self) -> None:
+        """Upstream's way for guests that were started on a file.
+
+        :avocado: tags=baseline
+        """
+        self.passes("ignore-shared", 1 + SECOND_QEMU)
+
     def test_stop_copy(self) -> None:
         """Ordinary migration of a stopped guest.
 

@@ -133,7 +133,7 @@ def test_stop_copy_stops_first_and_continues_on_the_new_side(pair: Pair) -> None
 def test_flip_starts_the_new_qemu_through_the_old_one(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lab.mechanisms.argv", lambda _machine: ["/new/qemu", "-S"])
+    monkeypatch.setattr("lab.mechanisms.localhost.argv", lambda _machine: ["/new/qemu", "-S"])
     monkeypatch.setattr(Factory, "connect", lambda _self, _vm, _alive=None: None)
     assert pair.upgrade(Flip()).outcome is Outcome.UPGRADED
     asked = dict(pair.qemu["old"].commands)["localhost-migrate"]
@@ -145,7 +145,7 @@ def test_flip_starts_the_new_qemu_through_the_old_one(
 def test_a_new_qemu_that_never_came_is_not_waited_for(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lab.mechanisms.argv", lambda _machine: ["/new/qemu"])
+    monkeypatch.setattr("lab.mechanisms.localhost.argv", lambda _machine: ["/new/qemu"])
     pair.ends = "failed"
     done = pair.upgrade(FlipLate())
     assert done.outcome is Outcome.ROLLED_BACK

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a way to move a guest is."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from lab.binary import Binary
+from lab.cmdline import Backing, Machine
+from lab.model import Block, Phases
+from lab.vm import Vm
+
+#: QEMU's default of 128 MiB/s would measure the limit, not the mechanism (bytes/s).
+BANDWIDTH = 2**40
+
+
+class Mechanism(abc.ABC):
+    """A way to move a guest."""
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    backing: ClassVar[Backing] = Backing.PRIVATE
+    #: Whether it moves private huge pages of the kernel's pool (hugetlbfs) as well.
+    pool: ClassVar[bool] = False
+    #: Whether the old side keeps all memory until the new side has it as well.
+    doubles: ClassVar[bool] = False
+    #: Whether the new QEMU's monitor answers before the move has begun.
+    monitor_first: ClassVar[bool] = True
+    #: Whether the old QEMU starts the new one.
+    inherits: ClassVar[bool] = False
+    #: Whether the guest resumes by itself.
+    resumes: ClassVar[bool] = True
+    old_capabilities: ClassVar[tuple[str, ...]] = ("events",)
+    new_capabilities: ClassVar[tuple[str, ...]] = ("events",)
+
+    def missing(self, old: Binary, new: Binary) -> str:
+        """Return what this pair lacks for the mechanism, or an empty string."""
+        return ""
+
+    def missing_for_descriptors(self, old: Binary) -> str:
+        """Return what the old QEMU lacks to let the new one have descriptors, or an empty string.
+
+        Who starts the new QEMU has to pass them: mostly the lab.
+        """
+        return ""
+
+    def incoming(self, new: Machine) -> tuple[str, ...]:
+        """Return the values of ``-incoming`` for the new QEMU."""
+        return ("defer",)
+
+    def prepare(self, old: Vm, new: Vm) -> None:
+        """Set capabilities and parameters and let the new QEMU listen."""
+        set_capabilities(old, self.old_capabilities)
+        set_capabilities(new, self.new_capabilities)
+        old.monitor.execute("migrate-set-parameters", {"max-bandwidth": BANDWIDTH})
+        new.monitor.execute("migrate-incoming", {"uri": self.uri(new)})
+
+    @abc.abstractmethod
+    def go(self, old: Vm, new: Vm) -> None:
+        """Start the move; returns while it is still going on."""
+
+    def blocks(self, info: Mapping[str, Any], ram_bytes: int) -> list[Block]:
+        """Say what moved and how, from the old QEMU's last query-migrate."""
+        ram = info.get("ram", {})
+        page = int(ram.get("page-size", 4096))
+        return [
+            Block(
+                name="(all)",
+                mechanism=self.name,
+                used_bytes=int(ram.get("total", ram_bytes)),
+                copied_bytes=int(ram.get("normal", 0)) * page,
+                zero_bytes=int(ram.get("duplicate", 0)) * page,
+            )
+        ]
+
+    def phases(self, info: Mapping[str, Any], new_start_ms: float | None) -> Phases:
+        """Return the parts of the upgrade that the mechanism tells of."""
+        return Phases(new_start=new_start_ms)
+
+    def uri(self, new: Vm) -> str:
+        """Return where the old QEMU finds the new one."""
+        return f"unix:{new.machine.sockets / 'migrate'}"
+
+
+def set_capabilities(vm: Vm, names: tuple[str, ...]) -> None:
+    """Switch migration capabilities of a QEMU on."""
+    vm.monitor.execute(
+        "migrate-set-capabilities",
+        {"capabilities": [{"capability": name, "state": True} for name in names]},
+    )

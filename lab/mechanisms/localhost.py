@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The ways that the series in patches/ adds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from lab.binary import Binary
+from lab.cmdline import Backing, Machine, argv
+from lab.mechanisms.base import Mechanism, set_capabilities
+from lab.model import Block, Phases
+from lab.vm import Vm
+
+
+class Localhost(Mechanism):
+    """What the series adds."""
+
+    #: The best mechanism that is allowed, as localhost-migrate calls it.
+    best: ClassVar[str]
+
+    def missing(self, old: Binary, new: Binary) -> str:
+        for side, binary in (("old", old), ("new", new)):
+            if "localhost-migrate" not in binary.commands:
+                return (
+                    f"the {side} QEMU ({binary.version}) has no command localhost-migrate: "
+                    "it was built without the series in patches/"
+                )
+            if self.best not in binary.localhost_mechanisms:
+                return (
+                    f"the localhost-migrate of the {side} QEMU ({binary.version}) has no "
+                    f"mechanism {self.best}"
+                )
+        return ""
+
+    def prepare(self, old: Vm, new: Vm) -> None:
+        set_capabilities(old, self.old_capabilities)
+        set_capabilities(new, self.new_capabilities)
+        new.monitor.execute(
+            "migrate-incoming", {"uri": f"localhost:{new.machine.sockets / 'migrate'}"}
+        )
+
+    def go(self, old: Vm, new: Vm) -> None:
+        old.monitor.execute(
+            "localhost-migrate", {"uri": self.uri(new), "mode": "stop", "mechanism": self.best}
+        )
+
+    def blocks(self, info: Mapping[str, Any], ram_bytes: int) -> list[Block]:
+        return [localhost_block(block) for block in info.get("localhost", {}).get("blocks", [])]
+
+    def phases(self, info: Mapping[str, Any], new_start_ms: float | None) -> Phases:
+        told = info.get("localhost", {})
+
+        def ms(name: str) -> float | None:
+            return told[name] / 1e3 if name in told else None
+
+        return Phases(
+            new_start=ms("start-us") or new_start_ms,
+            handshake=ms("handshake-us"),
+            stop=ms("stop-us"),
+            save=ms("device-save-us"),
+            load=ms("device-load-us"),
+            move=ms("push-us"),
+        )
+
+
+def localhost_block(block: Mapping[str, Any]) -> Block:
+    """Return one member of query-migrate's ``localhost.blocks`` as the result has it."""
+    return Block(
+        name=block["name"],
+        mechanism=block["mechanism"],
+        used_bytes=block["size"],
+        flipped_bytes=block.get("flipped-bytes", 0),
+        handed_over_bytes=block.get("handed-over-bytes", 0),
+        gifted_bytes=block["gifted-bytes"],
+        copied_bytes=block["copied-bytes"],
+        faulted_bytes=block["faulted-bytes"],
+        zero_bytes=block["zero-bytes"],
+        untouched_bytes=block["untouched-bytes"],
+    )
+
+
+class Gift(Localhost):
+    """vmsplice into a pipe: one copy."""
+
+    name = best = "gift"
+    summary = "private memory through a pipe, freed behind; one copy"
+
+
+class Copy(Localhost):
+    """The unix socket: two copies."""
+
+    name = best = "copy"
+    summary = "private memory through a socket, freed behind; two copies"
+
+
+class Handover(Localhost):
+    """Descriptors of shared memory: no copy.  Private blocks of the same guest go by gift."""
+
+    name = best = "handover"
+    summary = "passes descriptors of shared memory before the guest stops; no copy"
+    backing = Backing.MEMFD
+
+
+def _name(descriptor: int) -> str:
+    """Return the name that the old QEMU knows a descriptor by that is for the new one."""
+    return f"pageflip-{descriptor}"
+
+
+class Flip(Localhost):
+    """The old QEMU starts the new one, which inherits its memory: no copy."""
+
+    name = best = "flip"
+    summary = "the old QEMU starts the new one, which inherits private memory; no copy"
+    monitor_first = False
+    inherits = True
+    pool = True
+    early: ClassVar[bool] = True
+
+    def missing_for_descriptors(self, old: Binary) -> str:
+        if "fds" in old.localhost_arguments:
+            return ""
+        return (
+            f"the localhost-migrate of the old QEMU ({old.version}) has no argument fds: the QEMU "
+            "that it starts gets no descriptors"
+        )
+
+    def incoming(self, new: Machine) -> tuple[str, ...]:
+        return (f"localhost:{new.sockets / 'migrate'}",)
+
+    def prepare(self, old: Vm, new: Vm) -> None:
+        set_capabilities(old, self.old_capabilities)
+        for descriptor in new.machine.descriptors:
+            old.monitor.give(_name(descriptor), descriptor)
+
+    def go(self, old: Vm, new: Vm) -> None:
+        given = [{"name": _name(fd), "fd": fd} for fd in new.machine.descriptors]
+        old.monitor.execute(
+            "localhost-migrate",
+            {
+                "uri": self.uri(new),
+                "mode": "stop",
+                "mechanism": self.best,
+                "exec": argv(new.machine),
+                "early-start": self.early,
+                **({"fds": given} if given else {}),
+            },
+        )
+
+
+class FlipLate(Flip):
+    """The same in the simplest way: nothing happens before the guest stands still."""
+
+    name = "flip-late"
+    summary = "the same, but the new QEMU starts when the guest stands still"
+    early = False

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The ways that QEMU has by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lab.binary import Binary
+from lab.cmdline import Backing, Machine, cpr_channel
+from lab.deadline import Deadline
+from lab.mechanisms.base import BANDWIDTH, Mechanism, set_capabilities
+from lab.model import Block
+from lab.vm import Vm
+
+_POSTCOPY_START_S = 30.0
+
+
+class Precopy(Mechanism):
+    """Ordinary live migration over a unix socket."""
+
+    name = "precopy"
+    summary = "copies while the guest runs, again what it dirtied, then the rest; doubles memory"
+    doubles = True
+    pool = True
+
+    def go(self, old: Vm, new: Vm) -> None:
+        old.monitor.execute("migrate", {"uri": self.uri(new)})
+
+
+class Multifd(Precopy):
+    """The same over several connections, a thread for each."""
+
+    name = "multifd"
+    summary = "precopy over several connections; doubles memory"
+    old_capabilities = ("events", "multifd")
+    new_capabilities = ("events", "multifd")
+
+
+class StopCopy(Mechanism):
+    """Ordinary migration of a stopped guest."""
+
+    name = "stop-copy"
+    summary = "stops the guest, copies, resumes; doubles memory"
+    doubles = True
+    resumes = False
+
+    def go(self, old: Vm, new: Vm) -> None:
+        old.monitor.execute("stop")
+        old.monitor.execute("migrate", {"uri": self.uri(new)})
+
+
+class Postcopy(Mechanism):
+    """Postcopy from the first moment, the old side releasing what it sent."""
+
+    name = "postcopy"
+    summary = "resumes at once, pages follow behind; release-ram frees the old side"
+    old_capabilities = ("events", "postcopy-ram", "release-ram")
+    new_capabilities = ("events", "postcopy-ram")
+
+    def go(self, old: Vm, new: Vm) -> None:
+        old.monitor.execute("migrate", {"uri": self.uri(new)})
+        old.monitor.wait_for(
+            lambda event: (
+                event.name == "MIGRATION" and event.data["status"] in {"active", "failed"}
+            ),
+            Deadline.after(_POSTCOPY_START_S, "postcopy becomes active"),
+            old.alive,
+        )
+        old.monitor.execute("migrate-start-postcopy")
+
+
+class CprTransfer(Mechanism):
+    """Upstream's answer, for guests that were started with shared memory."""
+
+    name = "cpr-transfer"
+    summary = "passes descriptors of shared memory; the guest must have been started with share=on"
+    backing = Backing.SHARED
+    monitor_first = False
+
+    def missing(self, old: Binary, new: Binary) -> str:
+        for side, binary in (("old", old), ("new", new)):
+            if "cpr-transfer" not in binary.migration_modes:
+                return f"the {side} QEMU ({binary.version}) has no migration mode cpr-transfer"
+        return ""
+
+    def incoming(self, new: Machine) -> tuple[str, ...]:
+        return (f"unix:{new.sockets / 'migrate'}", cpr_channel(new.sockets / "cpr"))
+
+    def prepare(self, old: Vm, new: Vm) -> None:
+        set_capabilities(old, self.old_capabilities)
+        old.monitor.execute(
+            "migrate-set-parameters", {"mode": "cpr-transfer", "max-bandwidth": BANDWIDTH}
+        )
+        # The new QEMU waits on this socket before it has a monitor to ask.
+        for _ in Deadline.after(30, "the new QEMU listens for cpr-transfer").poll(0.002):
+            new.alive()
+            if (new.machine.sockets / "cpr").exists():
+                return
+
+    def go(self, old: Vm, new: Vm) -> None:
+        channels = [
+            {
+                "channel-type": kind,
+                "addr": {
+                    "transport": "socket",
+                    "type": "unix",
+                    "path": str(new.machine.sockets / path),
+                },
+            }
+            for kind, path in (("main", "migrate"), ("cpr", "cpr"))
+        ]
+        old.monitor.execute("migrate", {"channels": channels})
+
+    def blocks(self, info: Mapping[str, Any], ram_bytes: int) -> list[Block]:
+        return [
+            Block(
+                name="(all)",
+                mechanism="shared descriptor",
+                used_bytes=ram_bytes,
+                copied_bytes=0,
+                zero_bytes=0,
+            )
+        ]
+
+
+class IgnoreShared(Mechanism):
+    """Live migration that leaves a shared file's memory where it is, for guests started on one."""
+
+    name = "ignore-shared"
+    summary = "both QEMUs map the file that is guest RAM; the guest must have been started on it"
+    backing = Backing.FILE
+    old_capabilities = ("events", "x-ignore-shared")
+    new_capabilities = ("events", "x-ignore-shared")
+
+    def go(self, old: Vm, new: Vm) -> None:
+        old.monitor.execute("migrate", {"uri": self.uri(new)})
+
+    def blocks(self, info: Mapping[str, Any], ram_bytes: int) -> list[Block]:
+        copied = super().blocks(info, ram_bytes)
+        return [Block(name="ram", mechanism="shared file", used_bytes=ram_bytes), *copied]
