@@ -103,6 +103,9 @@ def parse(given: argparse.Namespace) -> Request:
         accel=given.accel,
         old=given.old,
         new=given.new,
+        pages=given.pages,
+        workload=given.workload or "",
+        cpus=given.cpus,
     )
     plan(request)  # every size of it fits
     return request

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from lab import mechanisms
 from lab.cmdline import Backing
-from lab.model import Host, Memory, Model, Result, Side
+from lab.model import Host, Memory, Model, Pages, Result, Side
 from lab.statistics import Estimate, estimate, ratios
 from lab.verdict import faults
 
@@ -36,6 +36,9 @@ class Request(Model):
     accel: str
     old: str
     new: str
+    pages: Pages = Pages.THP
+    workload: str = ""
+    cpus: int = 1
 
     @property
     def command(self) -> str:

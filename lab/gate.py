@@ -26,7 +26,7 @@ _CONDITION = re.compile(
 _STATISTICS = ("median", "p95", "minimum", "maximum")
 _MIB = 2**20
 #: What differs is another measurement, however it comes out.
-_SAME = ("guest", "touch", "dirty_rate", "accel", "pages", "workload")
+_SAME = ("guest", "touch", "dirty_rate", "accel", "pages", "workload", "cpus")
 
 
 class Change(Model):

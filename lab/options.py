@@ -84,13 +84,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_shared(parser, dirty_rate="50M")
     add(
-        "--workload",
-        metavar="NAME[,NAME...]",
-        help="what the guest does meanwhile and is checked for, beside its memory and its clocks: "
-        + ", ".join(one.name for one in workloads.WORKLOADS)
-        + " (default: nothing)",
-    )
-    add(
         "--limit-pause-ms",
         type=float,
         default=Limits().pause_ms,
@@ -111,19 +104,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "more: whatever doubles memory is killed by the kernel (default: no such group)",
     )
     add(
-        "--pages",
-        default=Pages.THP,
-        choices=list(Pages),
-        help="guest RAM: thp, ordinary memory and what transparent huge pages the kernel gives; "
-        "hugetlb, private huge pages of 2 MiB from the kernel's pool (default: thp)",
-    )
-    add(
         "--machine",
         default="q35",
         choices=list(BOARDS),
         help="the guest's board, of the version that both QEMUs have (default: q35)",
     )
-    add("--cpus", type=int, default=1, metavar="N", help="the guest's processors (default: 1)")
     add(
         "--pin",
         action="store_true",
@@ -154,6 +139,21 @@ def add_shared(parser: argparse.ArgumentParser, dirty_rate: str) -> None:
         metavar="SIZE",
         help="how much of that the guest rewrites each second (default: %(default)s)",
     )
+    add(
+        "--workload",
+        metavar="NAME[,NAME...]",
+        help="what the guest does meanwhile and is checked for, beside its memory and its clocks: "
+        + ", ".join(one.name for one in workloads.WORKLOADS)
+        + " (default: nothing)",
+    )
+    add(
+        "--pages",
+        default=Pages.THP,
+        choices=list(Pages),
+        help="guest RAM: thp, ordinary memory and what transparent huge pages the kernel gives; "
+        "hugetlb, private huge pages of 2 MiB from the kernel's pool (default: thp)",
+    )
+    add("--cpus", type=int, default=1, metavar="N", help="the guest's processors (default: 1)")
     add(
         "--accel",
         default="auto",

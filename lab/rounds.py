@@ -66,4 +66,7 @@ def _upgrade_options(request: Request, ram: str, mechanism: str) -> UpgradeOptio
         accel=request.accel,
         old=request.old,
         new=request.new,
+        pages=request.pages,
+        workload=request.workload,
+        cpus=request.cpus,
     )
