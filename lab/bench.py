@@ -27,7 +27,7 @@ from lab.options import UpgradeOptions
 from lab.pipeline import upgrade_once
 from lab.progress import note, overall
 from lab.record import write_whole
-from lab.rounds import Slot, plan
+from lab.rounds import Slot, plan, split
 
 #: How one guest is upgraded; the tests have another one.
 Runner = Callable[[Layout, UpgradeOptions], Result]
@@ -44,7 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--mechanisms",
         default="all",
         metavar="A,B,...",
-        help="what is compared (default: all; what cannot be done here is skipped)",
+        help="what is compared (default: all; what cannot be done here is skipped); "
+        "MECHANISM@NEW is the same with another new QEMU than --new",
     )
     add("--ram", default="2G", metavar="SIZE,...", help="guest RAM, or several (default: 2G)")
     add(
@@ -80,10 +81,10 @@ def parse(given: argparse.Namespace) -> Request:
     names = given.mechanisms.split(",")
     if names == ["all"]:
         names = [mechanism.name for mechanism in mechanisms.MECHANISMS]
-    if "auto" in names:
+    if "auto" in (split(name)[0] for name in names):
         raise UsageError("--mechanisms auto: a bench compares what is named", "leave it out")
     for name in names:
-        mechanisms.named(name)
+        mechanisms.named(split(name)[0])
     ram = given.ram.split(",")
     _refuse_doubles("--mechanisms", names)
     _refuse_doubles("--ram", [options.size(text) for text in ram])
@@ -164,10 +165,11 @@ class Session:
                 raise
             return f"the lab could not tell: {error.message}"
         self.troubled = False
-        self._same_pair(result)
+        sides = self._same_qemus(slot, result)
         directory = Path(result.run_directory).name
-        run = run_of(result, slot.round, round(time.monotonic() - begun, 1), directory)
-        self._keep(runs=[*self.bench.runs, run], old=result.old, new=result.new)
+        took_s = round(time.monotonic() - begun, 1)
+        run = run_of(result, slot.label, slot.round, took_s, directory)
+        self._keep(runs=[*self.bench.runs, run], **sides)
         return benchreport.one_line(run)
 
     @staticmethod
@@ -177,16 +179,19 @@ class Session:
             round=slot.round, ram_bytes=ram_bytes, mechanism=mechanism, reason=error.message
         )
 
-    def _same_pair(self, result: Result) -> None:
-        for side, before, now in (
-            ("old", self.bench.old, result.old),
-            ("new", self.bench.new, result.new),
-        ):
+    def _same_qemus(self, slot: Slot, result: Result) -> dict[str, object]:
+        """Return what is to be kept of the two QEMUs; raise UsageError when one has changed."""
+        other = split(slot.label)[1]
+        new = self.bench.others.get(other) if other else self.bench.new
+        for side, before, now in (("old", self.bench.old, result.old), ("new", new, result.new)):
             if before and before.sha256 != now.sha256:
                 raise UsageError(
                     f"the {side} QEMU ({now.path}) is no longer the one this bench began with",
                     hint="begin a new bench: runs of different binaries are not mixed",
                 )
+        if other:
+            return {"old": result.old, "others": {**self.bench.others, other: result.new}}
+        return {"old": result.old, "new": result.new}
 
     def _keep(self, **news: object) -> None:
         bench = self.bench.model_copy(update=news)
@@ -257,7 +262,8 @@ def carry_out(session: Session, gate: Gate = NO_GATE) -> ExitCode:
 
 def prepare(layout: Layout, request: Request) -> None:
     """Build what is missing before anything is run; raise UsageError for names nobody knows."""
-    for name in dict.fromkeys((request.old, request.new)):
+    others = (split(name)[1] for name in request.mechanisms)
+    for name in dict.fromkeys((request.old, request.new, *filter(None, others))):
         build.binary_of(layout, name)
     guest.build(request.guest, layout)
 

@@ -117,19 +117,22 @@ class Bench(Model):
     host: Host
     old: Side | None = None
     new: Side | None = None
+    others: dict[str, Side] = Field(
+        default_factory=dict, description="new QEMUs that are named after an @, by that name"
+    )
     inapplicable: list[NotRun] = Field(default_factory=list)
     troubles: list[NotRun] = Field(default_factory=list)
     runs: list[Run] = Field(default_factory=list)
     summary: list[Row] = Field(default_factory=list)
 
 
-def run_of(result: Result, number: int, took_s: float, directory: str) -> Run:
-    """Return what a bench keeps of `result`, which belongs to round `number`."""
+def run_of(result: Result, label: str, number: int, took_s: float, directory: str) -> Run:
+    """Return what a bench keeps of `result`, which is called `label` in round `number`."""
     pause, memory = result.pause_ms, result.memory
     return Run(
         round=number,
         ram_bytes=result.ram_bytes,
-        mechanism=result.mechanism,
+        mechanism=label,
         faults=faults(result),
         figures=Figures(
             pause_qmp_ms=pause.qmp,

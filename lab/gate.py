@@ -3,8 +3,9 @@
 
 A condition is ``MECHANISM.FIGURE[.STATISTIC] OP LIMIT``: ``gift.pause_ms.qmp.median > +10%`` is met
 when gift's median pause is more than 10 % above the baseline's *and* chance alone does not explain
-it.  A limit without a percent sign is in the figure's own unit and needs no baseline.  ``*`` stands
-for every mechanism.
+it.  A limit without a percent sign is in the figure's own unit and needs no baseline.  The
+statistic ``ratio`` is the figure divided by the reference's, round by round, and counts only where
+chance does not explain it either.  ``*`` stands for every mechanism.
 """
 
 from __future__ import annotations
@@ -20,10 +21,12 @@ from lab.model import Model
 from lab.statistics import Difference, Estimate, difference
 
 _CONDITION = re.compile(
-    r"(?P<mechanism>\*|[a-z-]+)\.(?P<figure>[a-z_]+(?:\.[a-z0-9]+)?)\s*(?P<op>[<>])\s*"
+    r"(?P<mechanism>\*|\S+?)\.(?P<figure>[a-z_]+)(?:\.(?P<statistic>\w+))?\s*(?P<op>[<>])\s*"
     r"(?P<sign>[+-]?)(?P<limit>\d+(?:\.\d+)?)(?P<percent>%?)"
 )
-_STATISTICS = ("median", "p95", "minimum", "maximum")
+#: The figure divided by the reference's, round by round.
+_RATIO = "ratio"
+_STATISTICS = ("median", "p95", "minimum", "maximum", _RATIO)
 _MIB = 2**20
 #: What differs is another measurement, however it comes out.
 _SAME = ("guest", "touch", "dirty_rate", "accel", "pages", "workload", "cpus")
@@ -52,18 +55,27 @@ class Condition:
     limit: float
     relative: bool
 
-    def met(self, figure: Estimate, change: Change | None) -> bool:
+    def measured(self, row: Row) -> Estimate | None:
+        """Return what it is about; None where that was not measured."""
+        return (row.ratios if self.statistic == _RATIO else row.figures).get(self.figure)
+
+    def value(self, found: Estimate) -> float:
+        """Return the number that it is about."""
+        value = getattr(found, "median" if self.statistic == _RATIO else self.statistic)
+        return found.maximum if value is None else float(value)  # a p95 of before there were any
+
+    def met(self, found: Estimate, change: Change | None) -> bool:
         """Whether it is, by what was measured and what that is against the baseline."""
-        value: float | None = getattr(figure, self.statistic)
-        if value is None:
+        value = self.value(found)
+        if self.statistic == _RATIO and (
+            found.low is None or found.high is None or found.low <= 1 <= found.high
+        ):
             return False
-        if not self.relative:
-            return value > self.limit if self.above else value < self.limit
-        base: float | None = getattr(change.before, self.statistic) if change else None
-        if not base or not change or not change.change or not change.change.shown:
-            return False
-        share = value / base - 1
-        return share > self.limit if self.above else share < self.limit
+        if self.relative:
+            if not change or not change.change or not change.change.shown:
+                return False
+            value = value / self.value(change.before) - 1
+        return value > self.limit if self.above else value < self.limit
 
 
 def condition(text: str) -> Condition:
@@ -75,15 +87,15 @@ def condition(text: str) -> Condition:
     found = _CONDITION.fullmatch(_spelt(text.strip()))
     if not found:
         raise UsageError(f"{text!r} is no condition", hint)
-    figure, _, statistic = found["figure"].partition(".")
-    if figure not in Figures.model_fields or (statistic or "median") not in _STATISTICS:
-        raise UsageError(f"{text!r}: there is no figure {found['figure']}", hint)
+    figure, statistic = found["figure"], found["statistic"] or "median"
+    if figure not in Figures.model_fields or statistic not in _STATISTICS:
+        raise UsageError(f"{text!r}: there is no figure {figure}.{statistic}", hint)
     relative, sign = bool(found["percent"]), found["sign"]
-    if bool(sign) is not relative:
+    if bool(sign) is not relative or (relative and statistic == _RATIO):
         raise UsageError(f"{text!r}: a change has a sign and a percent sign, a value neither", hint)
     limit = float(found["limit"]) / (100 if relative else 1) * (-1 if sign == "-" else 1)
     return Condition(
-        text, found["mechanism"], figure, statistic or "median", found["op"] == ">", limit, relative
+        text, found["mechanism"], figure, statistic, found["op"] == ">", limit, relative
     )
 
 
@@ -124,7 +136,7 @@ def alarms(conditions: Sequence[Condition], before: Bench | None, after: Bench) 
     for one in conditions:
         asked = False
         for row in after.summary:
-            mine = row.figures.get(one.figure)
+            mine = one.measured(row)
             if one.mechanism not in {"*", row.mechanism} or mine is None:
                 continue
             change = compared.get((*_key(row), one.figure))
@@ -142,10 +154,13 @@ def alarms(conditions: Sequence[Condition], before: Bench | None, after: Bench) 
 
 def _said(row: Row, one: Condition, mine: Estimate, change: Change | None) -> str:
     where = f"{row.mechanism}, {row.ram_bytes // _MIB} MiB: {one.figure}"
-    value = getattr(mine, one.statistic)
+    if one.statistic == _RATIO:
+        return (
+            f"{where} is {mine.median:.4g} times the reference's [{mine.low:.4g}, {mine.high:.4g}]"
+        )
     if not one.relative or change is None:
-        return f"{where} is {value:.4g}"
-    return f"{where} is {value:.4g}, and was {getattr(change.before, one.statistic):.4g}"
+        return f"{where} is {one.value(mine):.4g}"
+    return f"{where} is {one.value(mine):.4g}, and was {one.value(change.before):.4g}"
 
 
 def differences(before: Bench, after: Bench) -> Iterator[str]:

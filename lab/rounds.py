@@ -31,32 +31,40 @@ class Slot:
     """One run of the plan."""
 
     round: int
+    label: str
     options: UpgradeOptions
 
     @property
     def pair(self) -> tuple[int, str]:
-        """What is run: RAM size and mechanism."""
-        return self.options.ram_bytes, self.options.mechanism
+        """What is run: RAM size and mechanism, with its new QEMU where that has another one."""
+        return self.options.ram_bytes, self.label
 
     @property
     def title(self) -> str:
         """It in words."""
         turn = "warm-up" if self.round == WARM_UP else f"round {self.round}"
-        return f"{self.options.mechanism}, {self.options.ram_bytes // 2**20} MiB, {turn}"
+        return f"{self.label}, {self.options.ram_bytes // 2**20} MiB, {turn}"
 
 
 def plan(request: Request) -> list[Slot]:
     """Return every run in its order; raise UsageError for a size that cannot be."""
     return [
-        Slot(number, _upgrade_options(request, ram, mechanism))
+        Slot(number, mechanism, _upgrade_options(request, ram, mechanism))
         for ram in request.ram
         for number in range(request.repeats + 1)
         for mechanism in order(request.mechanisms, number)
     ]
 
 
-def _upgrade_options(request: Request, ram: str, mechanism: str) -> UpgradeOptions:
+def split(label: str) -> tuple[str, str]:
+    """Return the mechanism of ``MECHANISM@NEW``, and its new QEMU or an empty string."""
+    mechanism, _, new = label.partition("@")
+    return mechanism, new
+
+
+def _upgrade_options(request: Request, ram: str, label: str) -> UpgradeOptions:
     """Return what is asked for, and for everything else what ``upgrade`` does by default."""
+    mechanism, new = split(label)
     return options.of(
         guest=request.guest,
         ram=ram,
@@ -65,7 +73,7 @@ def _upgrade_options(request: Request, ram: str, mechanism: str) -> UpgradeOptio
         mechanism=mechanism,
         accel=request.accel,
         old=request.old,
-        new=request.new,
+        new=new or request.new,
         pages=request.pages,
         workload=request.workload,
         cpus=request.cpus,

@@ -34,6 +34,11 @@ def layout(tmp_path: Path) -> Layout:
     return Layout(CHECKOUT, tmp_path / "cache", tmp_path / "out")
 
 
+def label(options: UpgradeOptions) -> str:
+    """Return what a bench calls it."""
+    return options.mechanism if options.new == "10.2" else f"{options.mechanism}@{options.new}"
+
+
 @dataclass
 class Runner:
     """Upgrades nothing, remembers what was asked: the n-th run of a mechanism takes n times its ms.
@@ -49,10 +54,10 @@ class Runner:
         number = len(self.asked)
         self.asked.append(options)
         more = self.trouble(number, options) or {}
-        turn = [(o.ram_bytes, o.mechanism) for o in self.asked].count(
-            (options.ram_bytes, options.mechanism)
+        turn = [(o.ram_bytes, label(o)) for o in self.asked].count(
+            (options.ram_bytes, label(options))
         )
-        ms = self.ms.get(options.mechanism, 100.0) * turn
+        ms = self.ms.get(label(options), 100.0) * turn
         return Result(
             **{
                 **_KNOWN,

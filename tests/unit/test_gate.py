@@ -18,10 +18,14 @@ from lab.gate import alarms, changes, condition, differences
 WORDS = ("--mechanisms", "gift,precopy", "--ram", "512M", "--repeats", "5")
 
 
-def made(tmp_path: Path, *words: str, **ms: float) -> Bench:
+def made(
+    tmp_path: Path, *words: str, ms: dict[str, float] | None = None, gift: float = 100.0
+) -> Bench:
     """Return a bench whose n-th run of a mechanism takes n times its ms."""
     session = bench.begin(
-        fake_bench.layout(tmp_path), fake_bench.request(*(words or WORDS)), fake_bench.Runner(ms)
+        fake_bench.layout(tmp_path),
+        fake_bench.request(*(words or WORDS)),
+        fake_bench.Runner(ms or {"gift": gift}),
     )
     bench.carry_out(session)
     return session.bench
@@ -34,6 +38,7 @@ def made(tmp_path: Path, *words: str, **ms: float) -> Bench:
         ("gift.pause_qmp_ms>+10%", "pause_qmp_ms", "median", 0.1, True),
         ("gift.total_ms.p95 < -5.5%", "total_ms", "p95", -0.055, True),
         ("*.memory_ratio > 1.1", "memory_ratio", "median", 1.1, False),
+        ("gift@10.2+a/b.c.pause_ms.outside.ratio > 1.5", "pause_outside_ms", "ratio", 1.5, False),
     ],
 )
 def test_conditions(text: str, figure: str, statistic: str, limit: float, relative: bool) -> None:
@@ -54,6 +59,7 @@ def test_conditions(text: str, figure: str, statistic: str, limit: float, relati
         "gift.pause_qmp_ms > 10%",  # a change, or a value?
         "gift.pause_qmp_ms > +10",
         "gift.pause_qmp_ms = 1",
+        "gift.pause_qmp_ms.ratio > +1%",
     ],
 )
 def test_what_is_no_condition(text: str) -> None:
@@ -140,3 +146,16 @@ def test_files_that_are_none(tmp_path: Path, capfd: pytest.CaptureFixture[str]) 
         assert cli.main(["compare", str(tmp_path / name), str(tmp_path / name)]) == 2
         assert name in capfd.readouterr().err
     assert gate.condition("*.total_ms > 1").mechanism == "*"
+
+
+def test_one_binary_beside_another_in_the_same_rounds(tmp_path: Path) -> None:
+    """A/A raises no alarm; a new QEMU that is three times slower does."""
+    other = "gift@10.2+slow"
+    words = ("--mechanisms", f"gift,{other}", "--ram", "512M", "--repeats", "5")
+    for ms, met in ((20.0, False), (60.0, True)):
+        done = made(tmp_path / str(ms), *words, "--reference", "gift", ms={"gift": 20.0, other: ms})
+        assert done.others.keys() == {"10.2+slow"}
+        found = list(alarms([condition("*.pause_ms.qmp.ratio > 1.2")], None, done))
+        assert bool(found) is met
+        if met:
+            assert f"{other}, 512 MiB: pause_qmp_ms is 3 times the reference's [3, 3]" in found[0]
