@@ -155,9 +155,8 @@ def alarms(conditions: Sequence[Condition], before: Bench | None, after: Bench) 
 def _said(row: Row, one: Condition, mine: Estimate, change: Change | None) -> str:
     where = f"{row.mechanism}, {row.ram_bytes // _MIB} MiB: {one.figure}"
     if one.statistic == _RATIO:
-        return (
-            f"{where} is {mine.median:.4g} times the reference's [{mine.low:.4g}, {mine.high:.4g}]"
-        )
+        interval = f"[{mine.low:.4g}, {mine.high:.4g}]"
+        return f"{where} is {mine.median:.4g} times the reference's {interval}"
     if not one.relative or change is None:
         return f"{where} is {one.value(mine):.4g}"
     return f"{where} is {one.value(mine):.4g}, and was {one.value(change.before):.4g}"
