@@ -250,14 +250,19 @@ def carry_out(session: Session, gate: Gate = NO_GATE) -> ExitCode:
     try:
         session.go()
     finally:
-        benchreport.write(session.bench, session.directory / "bench.md")
-        reporting.write_bench(session.bench, session.directory)
+        leave(session)
         benchreport.show(session.bench)
         note(f"bench directory: {session.directory}")
         if not session.bench.finished:
             again = shlex.join(["./pageflip", "bench", "--resume", str(session.directory)])
             note(f"not finished; to go on: {again}")
     return exit_code(session.bench) or gate.judge(session.bench)
+
+
+def leave(session: Session) -> None:
+    """Write what people read of it."""
+    benchreport.write(session.bench, session.directory / "bench.md")
+    reporting.write_bench(session.bench, session.directory)
 
 
 def prepare(layout: Layout, request: Request) -> None:

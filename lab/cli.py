@@ -24,6 +24,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "upgrade": ("lab.pipeline", "upgrade a running guest from one QEMU to another and judge it"),
     "bench": ("lab.bench", "compare mechanisms: many upgrades, interleaved, with statistics"),
     "report": ("lab.reporting", "make a page of a bench or an upgrade"),
+    "validate": ("lab.validate", "apply, build and try a patch series"),
     "compare": ("lab.compare", "hold two benches against each other"),
     "check": ("lab.check", "run everything that tests this project"),
     "build": ("lab.builds", "build the pair of QEMUs and the guest images"),

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What validate says of a series, with checks of our own in place of builds and guests."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import fake_bench
+import pytest
+
+from lab import bench, checks, cli, figures
+from lab.checks import Check, Status, Subject
+from lab.errors import ExitCode
+from lab.figures import Bench
+from lab.layout import CHECKOUT
+from lab.patches import Series
+
+SERIES = CHECKOUT / "tests" / "series"
+
+
+def says(status: Status, tool: str) -> object:
+    def check(_subject: Subject) -> Iterator[Check]:
+        yield Check(tool=tool, status=status, summary="said", details="in full")
+
+    return check
+
+
+@pytest.mark.parametrize(
+    ("statuses", "tools", "code"),
+    [
+        ((Status.PASS, Status.PASS, Status.PASS), ["a", "b", "c"], ExitCode.PASS),
+        ((Status.WARN, Status.WARN, Status.PASS), ["a", "b", "c"], ExitCode.PASS),
+        ((Status.PASS, Status.FAIL, Status.PASS), ["a", "b", "c"], ExitCode.FAIL),
+        ((Status.FAIL, Status.PASS, Status.PASS), ["a"], ExitCode.FAIL),
+    ],
+)
+def test_what_comes_after_a_failure_that_counts_is_not_tried(
+    statuses: tuple[Status, ...],
+    tools: list[str],
+    code: ExitCode,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    steps = [
+        (says(status, tool), tool == "a") for status, tool in zip(statuses, "abc", strict=True)
+    ]
+    monkeypatch.setattr(checks, "STEPS", steps)
+    words = ["validate", str(SERIES / "good"), "--out", str(tmp_path)]
+    assert cli.main(words) == code
+    (directory,) = tmp_path.iterdir()
+    kept = json.loads((directory / "validate.json").read_text())
+    assert [check["tool"] for check in kept] == tools
+    assert kept[0].keys() == {"tool", "status", "summary", "details"}
+    text = (directory / "tested-by.txt").read_text()
+    assert text in capsys.readouterr().out
+    assert "2 patches on new" in text
+
+
+@pytest.mark.parametrize("words", [("--repeats", "1"), ("--base", "9.9"), ("--mechanisms", "x")])
+def test_wrong_usage(words: tuple[str, str], tmp_path: Path) -> None:
+    series = str(SERIES / "good")
+    assert cli.main(["validate", series, "--out", str(tmp_path), *words]) == ExitCode.USAGE
+
+
+def subject(tmp_path: Path) -> Subject:
+    return Subject(
+        layout=fake_bench.layout(tmp_path),
+        series=Series("s", (tmp_path / "s" / "0001-x.patch",)),
+        base="10.2",
+        old="10.0",
+        directory=tmp_path,
+        mechanisms=("gift",),
+    )
+
+
+def done(tmp_path: Path, ms: float, *, harm: bool = False) -> Bench:
+    """Return a bench in which the series' pause is `ms`, the base's 20 ms times the round."""
+    label = f"gift@10.2+{tmp_path / 's'}"
+    words = ("--mechanisms", f"gift,{label}", "--ram", "512M", "--repeats", "3")
+    runner = fake_bench.Runner({"gift": 20.0, label: ms})
+    if harm:
+        runner.trouble = lambda _number, options: (
+            {"verdict": "fail", "outcome": "lost", "reasons": ["the guest is lost"]}
+            if "+" in options.new
+            else None
+        )
+    session = bench.begin(fake_bench.layout(tmp_path), fake_bench.request(*words), runner)
+    session.go()
+    return session.bench
+
+
+@pytest.mark.parametrize(
+    ("ms", "status"), [(20.0, Status.PASS), (24.0, Status.PASS), (60.0, Status.FAIL)]
+)
+def test_a_longer_pause_is_the_series_fault(ms: float, status: Status, tmp_path: Path) -> None:
+    (found,) = checks._figures(done(tmp_path, ms), subject(tmp_path))
+    assert found.status is status
+    assert f"pause outside {ms / 20:.2f} times the base's" in found.summary
+
+
+def test_a_harmed_guest_is_the_series_fault(tmp_path: Path) -> None:
+    (found,) = checks._harm(done(tmp_path, 20.0, harm=True), subject(tmp_path))
+    assert found.status is Status.FAIL
+    assert "4 of 4 upgrades failed" in found.summary
+    (found,) = checks._harm(done(tmp_path / "b", 20.0), subject(tmp_path / "b"))
+    assert found.status is Status.PASS
+
+
+def test_examples_are_series() -> None:
+    names = {directory.name for directory in SERIES.iterdir()}
+    assert names == {
+        "broken", "conflict", "corrupt", "crash", "good", "leak", "slow", "vmstate",
+    }  # fmt: skip
+    assert figures.WARM_UP == 0
