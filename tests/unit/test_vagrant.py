@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The Vagrantfile, as far as it can be looked at without a box."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from lab.layout import CHECKOUT
+
+FILE = CHECKOUT / "Vagrantfile"
+
+
+@pytest.mark.skipif(shutil.which("vagrant") is None, reason="vagrant is not here")
+def test_vagrant_takes_it(tmp_path: Path) -> None:
+    shutil.copyfile(FILE, tmp_path / "Vagrantfile")
+    environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
+    argv = ["vagrant", "validate", "--ignore-provider"]
+    done = subprocess.run(
+        argv, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_machine_is_set_up_by_commands_that_there_are() -> None:
+    found = re.search(r"<<~SCRIPT\n(.*?)\n  SCRIPT", FILE.read_text(), re.DOTALL)
+    assert found
+    lines = [line.strip() for line in found[1].splitlines()]
+    assert lines[-1] == "./pageflip doctor"
+    for line in lines:
+        assert line.split()[0] in {"set", "cd", "./pageflip"}
