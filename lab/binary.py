@@ -65,10 +65,22 @@ def inspect(path: Path, release: str | None = None) -> Binary:
             hint="give a release (10.0, 10.2) or the path of a qemu-system-x86_64",
         )
     schema, commands = _ask(path)
+    return told_by_itself(path, found.group(1), schema, commands, _sha256(path), release)
+
+
+def told_by_itself(
+    path: Path,
+    version: str,
+    schema: list[dict[str, Any]],
+    commands: frozenset[str],
+    sha256: str = "",
+    release: str | None = None,
+) -> Binary:
+    """Return what a QEMU's own schema (query-qmp-schema) and commands say that it can do."""
     return Binary(
         path,
-        found.group(1),
-        _sha256(path),
+        version,
+        sha256,
         release,
         commands,
         frozenset(_enum_values(schema, "migrate-set-parameters", "mode")),

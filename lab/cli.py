@@ -24,6 +24,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "upgrade": ("lab.pipeline", "upgrade a running guest from one QEMU to another and judge it"),
     "bench": ("lab.bench", "compare mechanisms: many upgrades, interleaved, with statistics"),
     "report": ("lab.reporting", "make a page of a bench or an upgrade"),
+    "preflight": ("lab.preflight", "look at a running QEMU: how it could be upgraded"),
     "validate": ("lab.validate", "apply, build and try a patch series"),
     "compare": ("lab.compare", "hold two benches against each other"),
     "check": ("lab.check", "run everything that tests this project"),

@@ -1,0 +1,267 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The verb `preflight`: which ways there are to upgrade a running QEMU, and what each would cost.
+
+It reads, and changes nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from pydantic import Field
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from lab import binary, host, mechanisms, running
+from lab import run as process
+from lab.binary import Binary
+from lab.cmdline import Backing
+from lab.errors import ExitCode
+from lab.measure import memory
+from lab.mechanisms import Mechanism
+from lab.model import Model
+from lab.progress import note
+from lab.running import Running, options, values
+
+_MIB = 2**20
+#: What a second QEMU needs for itself (bytes); see docs/measuring.md.
+_SECOND = 64 * _MIB
+#: Pause without and with memory that has to move (ms, and ms per GiB of it), and the same of the
+#: whole; medians of docs/measuring.md, rounded: two cores, TCG, a guest that writes nothing.
+_COSTS: dict[str, tuple[float, float, float, float]] = {
+    "flip": (36, 0, 160, 0),
+    "flip-late": (84, 0, 131, 0),
+    "gift": (30, 170, 40, 170),
+    "handover": (27, 0, 72, 0),
+    "cpr-transfer": (38, 0, 73, 0),
+    "postcopy": (89, 0, 100, 1250),
+    "stop-copy": (40, 3200, 40, 3200),
+}
+_BASIS = "docs/measuring.md: QEMU 10.0 to 10.2 on two cores under TCG, a guest that writes nothing"
+#: What a successor is started with in a way of its own.
+_NOT_TAKEN = {"incoming": 1, "S": 0, "daemonize": 0, "pidfile": 1, "loadvm": 1, "snapshot": 0}
+
+
+class Way(Model):
+    """One mechanism, for this QEMU."""
+
+    mechanism: str
+    possible: bool
+    reasons: list[str] = Field(description="why not; empty when it is")
+    extra_bytes: int = Field(description="memory needed beside what is used now")
+    pause_ms: float | None = Field(description="predicted, as seen from outside")
+    total_ms: float | None = Field(description="predicted")
+
+
+class Preflight(Model):
+    """Everything that was found out."""
+
+    pid: int
+    monitor: str
+    version: str
+    machine: str
+    accel: str
+    state: str
+    ram_bytes: int
+    used_bytes: int = Field(description="PSS of the process")
+    shared: bool = Field(description="whether guest RAM is shared memory")
+    blockers: list[str]
+    new: str
+    new_version: str
+    available_bytes: int
+    ways: list[Way]
+    best: str | None
+    basis: str
+    new_argv: list[str] = Field(description="without -incoming: that is the mechanism's own")
+    remarks: list[str]
+
+
+def examine(found: Running, new: Binary) -> Preflight:
+    """Say of every mechanism whether it is possible, and why not."""
+    used, free = memory.pss(found.pid), host.memory_bytes("MemAvailable")
+    lacking = list(lacks(new, found))
+    ways = [_way(one, found, new, used, free, lacking) for one in mechanisms.MECHANISMS]
+    return Preflight(
+        pid=found.pid,
+        monitor=str(found.monitor),
+        version=found.binary.version,
+        machine=found.machine,
+        accel=found.accel,
+        state=found.state,
+        ram_bytes=found.ram_bytes,
+        used_bytes=used,
+        shared=all(backend.share for backend in found.ram),
+        blockers=list(found.blockers),
+        new=str(new.path),
+        new_version=new.version,
+        available_bytes=free,
+        ways=ways,
+        best=next((way.mechanism for way in ways if way.possible), None),
+        basis=_BASIS,
+        new_argv=successor(found, new),
+        remarks=list(_remarks(found)),
+    )
+
+
+def lacks(new: Binary, found: Running) -> Iterator[str]:
+    """Yield what the running QEMU has and the new one does not: devices, the machine type."""
+    for what, wanted in (
+        ("device", {values(text).get("driver", values(text)[""]) for text in _devices(found)}),
+        ("machine", {found.machine}),
+    ):
+        said = process.run([new.path, f"-{what}", "help"], check=False).stdout
+        known = set(re.findall(r'name "([^"]+)"|^(\S+)', said, re.MULTILINE))
+        names = {name for pair in known for name in pair if name}
+        for name in sorted(wanted - names - {""}):
+            yield f"the new QEMU has no {what} {name}"
+
+
+def _devices(found: Running) -> list[str]:
+    # In JSON the names are the same, but for what is around them.
+    return [text for text in options(found.argv, "device") if not text.startswith("{")]
+
+
+def _way(
+    mechanism: Mechanism, found: Running, new: Binary, used: int, free: int, lacking: list[str]
+) -> Way:
+    extra = _SECOND + (used if mechanism.doubles else 0)
+    reasons = [
+        *filter(None, [mechanism.missing(found.binary, new)]),
+        *lacking,
+        *(f"blocked: {reason}" for reason in found.blockers),
+        *_memory_reasons(mechanism, found),
+    ]
+    if extra > free:
+        reasons.append(f"needs {extra // _MIB} MiB more; {free // _MIB} MiB are available")
+    if found.state not in {"running", "paused"}:
+        reasons.append(f"the guest is neither running nor paused, but {found.state}")
+    pause, total = None, None
+    if cost := _COSTS.get(mechanism.name):
+        gib = used / 2**30
+        pause, total = cost[0] + cost[1] * gib, cost[2] + cost[3] * gib
+    return Way(
+        mechanism=mechanism.name,
+        possible=not reasons,
+        reasons=reasons,
+        extra_bytes=extra,
+        pause_ms=pause,
+        total_ms=total,
+    )
+
+
+def _memory_reasons(mechanism: Mechanism, found: Running) -> Iterator[str]:
+    """Yield why a mechanism does not fit what guest RAM is made of."""
+    shared = [backend.name for backend in found.ram if backend.share]
+    private = [backend.name for backend in found.ram if not backend.share]
+    wants = mechanism.backing
+    if wants in {Backing.SHARED, Backing.MEMFD, Backing.FILE} and private:
+        yield f"guest RAM is private ({', '.join(private)}); it was not started with share=on"
+    if wants is Backing.SHARED and not found.aux_share and not private:
+        yield "the machine was not started with aux-ram-share=on"
+    if wants is Backing.FILE and not _has_files(found):
+        yield "guest RAM is in no file that another QEMU could open"
+    if mechanism.inherits and shared and not private:
+        yield "guest RAM is shared memory; take handover"
+
+
+def _has_files(found: Running) -> bool:
+    return any("memory-backend-file" in text for text in options(found.argv, "object"))
+
+
+def successor(found: Running, new: Binary) -> list[str]:
+    """Return the command line that the new QEMU would need, but for ``-incoming``.
+
+    The machine type is spelt with its version: a name such as ``q35`` means another one there.
+    """
+    words, rest = [str(new.path)], list(found.argv[1:])
+    while rest:
+        word = rest.pop(0)
+        name = word.lstrip("-")
+        if word.startswith("-") and name in _NOT_TAKEN:
+            del rest[: _NOT_TAKEN[name]]
+        elif word in {"-machine", "--machine", "-M"} and rest:
+            words += ["-machine", _versioned(rest.pop(0), found.machine)]
+        else:
+            words.append(word)
+    if not any(word in {"-machine", "--machine"} for word in words):
+        words += ["-machine", found.machine]
+    return words
+
+
+def _versioned(text: str, machine: str) -> str:
+    parts = values(text)
+    parts.pop("", None)
+    parts.pop("type", None)
+    told = ",".join(f"{name}={value.replace(',', ',,')}" for name, value in parts.items())
+    return f"{machine},{told}" if told else machine
+
+
+def _remarks(found: Running) -> Iterator[str]:
+    """Yield what whoever starts the new QEMU has to see to."""
+    for name in ("netdev", "chardev", "blockdev", "drive", "add-fd"):
+        for text in options(found.argv, name):
+            said = values(text)
+            kind = said.get("", "")
+            if "fd" in said or "fds" in said:
+                yield f"-{name} {text}: the new QEMU needs that descriptor, too (fds)"
+            elif name == "netdev" and kind == "user":
+                yield f"-{name} {text}: connections through slirp do not survive"
+            elif name == "chardev" and said.get("server") == "on":
+                yield f"-{name} {text}: who is connected has to connect again"
+    if "-daemonize" in found.argv:
+        yield "-daemonize is left out: the new QEMU is started by who watches over it"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of ``pageflip preflight``."""
+    add = parser.add_argument
+    add("qemu", metavar="PID|SOCKET", help="a running QEMU: its process id or its QMP socket")
+    add("--new", required=True, type=Path, metavar="PATH", help="the QEMU to upgrade to")
+    add("--json", action="store_true", help="print what was found out as JSON on stdout")
+
+
+def show(found: Preflight, console: Console) -> None:
+    """Print what was found out."""
+    console.print(
+        Text(
+            f"QEMU {found.version}, process {found.pid}: {found.machine}, {found.accel}, "
+            f"{found.state}, {found.ram_bytes // _MIB} MiB of "
+            f"{'shared' if found.shared else 'private'} RAM, {found.used_bytes // _MIB} MiB in use"
+        )
+    )
+    console.print(Text(f"to QEMU {found.new_version}, {found.new}"))
+    table = Table(box=None)
+    for title in ("mechanism", "", "more memory", "pause", "total", "why not"):
+        table.add_column(title)
+    for way in found.ways:
+        table.add_row(
+            Text(way.mechanism, "bold" if way.mechanism == found.best else ""),
+            Text("yes", "green") if way.possible else Text("no", "red"),
+            f"{way.extra_bytes // _MIB} MiB",
+            "-" if way.pause_ms is None else f"{way.pause_ms:.0f} ms",
+            "-" if way.total_ms is None else f"{way.total_ms:.0f} ms",
+            Text("; ".join(way.reasons)),
+        )
+    console.print(table)
+    console.print(Text(f"predicted from {found.basis}", "dim"))
+    for remark in found.remarks:
+        console.print(Text(f"note: {remark}", "yellow"))
+    console.print(Text(f"\nthe new QEMU: {shlex.join(found.new_argv)}"))
+
+
+def run(given: argparse.Namespace) -> int:
+    """Do what ``pageflip preflight`` says; the exit code is 1 when there is no way at all."""
+    new = binary.inspect(given.new)
+    found = examine(running.look(given.qemu), new)
+    if given.json:
+        sys.stdout.write(found.model_dump_json(indent=2) + "\n")
+    else:
+        show(found, Console(highlight=False))
+    note("nothing was changed")
+    return ExitCode.PASS if found.best else ExitCode.FAIL

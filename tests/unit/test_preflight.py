@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What is said of a running QEMU: a fake one, and answers of our own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes import fake_qemu
+
+from lab import mechanisms, preflight, running
+from lab.binary import Binary
+from lab.errors import PreconditionError, UsageError
+from lab.running import Backend, Running
+
+NEW = Binary(
+    Path("/new/qemu"),
+    "10.2.2",
+    "",
+    None,
+    frozenset({"migrate", "localhost-migrate"}),
+    frozenset({"normal", "cpr-transfer"}),
+    frozenset({"copy", "gift", "handover", "flip"}),
+)
+
+
+def qemu(
+    *argv: str, share: bool = False, aux: bool = False, blockers: tuple[str, ...] = ()
+) -> Running:
+    return Running(
+        pid=1,
+        argv=("/old/qemu-system-x86_64", *argv),
+        monitor=Path("/run/q"),
+        binary=NEW,
+        state="running",
+        machine="pc-q35-10.0",
+        accel="kvm",
+        ram=(Backend("pc.ram", 2**31, share),),
+        blockers=blockers,
+        aux_share=aux,
+    )
+
+
+@pytest.fixture(autouse=True)
+def known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new QEMU that has a few devices, and a host with 4 GiB free."""
+    said = {"-device": 'name "virtio-blk-pci", bus PCI\n', "-machine": "pc-q35-10.0 old\n"}
+    monkeypatch.setattr(
+        preflight.process,
+        "run",
+        lambda argv, **_: subprocess.CompletedProcess(argv, 0, said[argv[1]], ""),
+    )
+    monkeypatch.setattr(preflight.memory, "pss", lambda _pid: 2**31)
+    monkeypatch.setattr(preflight.host, "memory_bytes", lambda _field: 2**32)
+
+
+def possible(found: Running) -> set[str]:
+    return {way.mechanism for way in preflight.examine(found, NEW).ways if way.possible}
+
+
+def test_an_ordinary_guest() -> None:
+    found = preflight.examine(qemu("-m", "2G"), NEW)
+    assert found.best == "flip"
+    assert possible(qemu()) == {
+        "flip", "flip-late", "gift", "copy", "postcopy", "precopy", "multifd", "stop-copy",
+    }  # fmt: skip
+    ways = {way.mechanism: way for way in found.ways}
+    assert ways["flip"].extra_bytes < 2**27
+    assert ways["precopy"].extra_bytes > 2**31
+    assert "private (pc.ram)" in ways["cpr-transfer"].reasons[0]
+
+
+def test_a_guest_on_shared_memory() -> None:
+    assert "flip" not in possible(qemu(share=True))
+    assert {"handover", "gift"} <= possible(qemu(share=True))
+    assert "cpr-transfer" not in possible(qemu(share=True))
+    assert "cpr-transfer" in possible(qemu(share=True, aux=True))
+    on_file = ("-object", "memory-backend-file,id=pc.ram,mem-path=/dev/shm/x,size=2G,share=on")
+    assert "ignore-shared" in possible(qemu(*on_file, share=True))
+
+
+def test_no_way_at_all() -> None:
+    for found in (
+        qemu(blockers=("a device cannot be moved",)),
+        qemu("-device", "edu"),
+    ):
+        told = preflight.examine(found, NEW)
+        assert told.best is None
+        assert not any(way.possible for way in told.ways)
+    assert "the new QEMU has no device edu" in told.ways[0].reasons
+
+
+def test_memory_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight.host, "memory_bytes", lambda _field: 2**30)
+    assert possible(qemu()) == {"flip", "flip-late", "gift", "copy", "postcopy"}
+
+
+def test_every_cost_is_of_a_mechanism() -> None:
+    assert preflight._COSTS.keys() <= {one.name for one in mechanisms.MECHANISMS}
+
+
+def test_the_command_line_of_the_new_one() -> None:
+    old = qemu(
+        "-daemonize", "-pidfile", "/run/pid", "-machine", "q35,accel=kvm", "-m", "2G",
+        "-incoming", "defer", "-S", "-device", "virtio-blk-pci,drive=a",
+    )  # fmt: skip
+    assert preflight.successor(old, NEW) == [
+        "/new/qemu", "-machine", "pc-q35-10.0,accel=kvm", "-m", "2G",
+        "-device", "virtio-blk-pci,drive=a",
+    ]  # fmt: skip
+    assert preflight.successor(qemu("-m", "1G"), NEW)[-2:] == ["-machine", "pc-q35-10.0"]
+
+
+def test_what_has_to_be_seen_to() -> None:
+    old = qemu(
+        "-netdev", "tap,id=n,fd=7", "-netdev", "user,id=u",
+        "-chardev", "socket,id=c,path=/run/c,server=on", "-daemonize",
+    )  # fmt: skip
+    remarks = preflight.examine(old, NEW).remarks
+    assert [remark.split(":")[0].split()[0] for remark in remarks] == [
+        "-netdev",
+        "-netdev",
+        "-chardev",
+        "-daemonize",
+    ]
+
+
+def test_options_are_read_as_qemu_reads_them() -> None:
+    assert running.values("socket,id=a,path=/x,,y,server") == {
+        "": "socket",
+        "id": "a",
+        "path": "/x,y",
+        "server": "server",
+    }
+    argv = ("qemu", "-chardev", "socket,id=m,path=/run/m", "--mon", "chardev=m,mode=control")
+    assert running.monitor_of(1, argv) == Path("/run/m")
+    assert running.monitor_of(1, ("qemu", "-qmp", "unix:/run/q,server=on")) == Path("/run/q")
+    with pytest.raises(PreconditionError, match="no QMP monitor"):
+        running.monitor_of(1, ("qemu", "-monitor", "stdio"))
+
+
+@pytest.mark.parametrize("what", ["999999999", "/nowhere", "abc"])
+def test_nobody_to_ask(what: str) -> None:
+    with pytest.raises(UsageError):
+        running.look(what)
+
+
+def test_a_process_that_is_no_qemu() -> None:
+    with subprocess.Popen(["sleep", "100"]) as child:
+        try:
+            with pytest.raises(UsageError, match="is no QEMU"):
+                running.look(str(child.pid))
+        finally:
+            child.kill()
+
+
+def test_a_running_one_is_asked_and_nothing_more(
+    sockets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers: dict[str, Any] = {
+        "query-qmp-schema": [],
+        "query-commands": [{"name": "migrate"}],
+        "query-version": {"qemu": {"major": 10, "minor": 0, "micro": 13}},
+        "query-memdev": [
+            {"id": "pc.ram", "size": 2**30, "share": False},
+            {"id": "window", "size": 2**20, "share": True},
+        ],
+        "query-status": {"status": "running"},
+        "query-kvm": {"enabled": False},
+        "query-migrate": {"blocked-reasons": ["so it is"]},
+        "qom-get": "pc-q35-10.0-machine",
+    }
+    asked: list[str] = []
+
+    def answer(command: str, _arguments: dict[str, Any]) -> dict[str, Any]:
+        asked.append(command)
+        return {"return": answers[command]}
+
+    argv = ("/old/qemu-system-x86_64", "-device", "ivshmem-plain,memdev=window")
+    monkeypatch.setattr(running, "command_line", lambda _pid: argv)
+    with fake_qemu(sockets / "qmp", answer):
+        found = running.look(str(sockets / "qmp"))
+    assert (found.machine, found.accel, found.state) == ("pc-q35-10.0", "tcg", "running")
+    assert found.ram == (Backend("pc.ram", 2**30, share=False),)
+    assert found.blockers == ("so it is",)
+    # Nothing that changes anything.
+    assert all(command.startswith("query-") or command == "qom-get" for command in asked)
+    assert json.loads(preflight.examine(found, NEW).model_dump_json())["ram_bytes"] == 2**30
