@@ -87,6 +87,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run the steps, all of them whatever fails, and sum up."""
     chosen = _choose(options.steps, quick=options.quick)
+    if not (CHECKOUT / "tests").is_dir():
+        raise UsageError(
+            "what is installed has no tests", hint="check in a checkout (git clone) of pageflip"
+        )
     table = Table(box=None)
     for column in ("step", "result", "seconds"):
         table.add_column(column)

@@ -23,7 +23,14 @@ from lab.errors import CannotTellError
 _PREFIX = "pageflip-run-"
 _YOUNG_S = 10.0
 
-CHECKOUT = Path(__file__).resolve().parent.parent
+
+def _root(package: Path) -> Path:
+    """Return where patches/ and guests/ are: beside the package, or in it when it is installed."""
+    return package.parent if (package.parent / "patches").is_dir() else package / "data"
+
+
+#: The checkout; of an installed package, what it has of it.
+CHECKOUT = _root(Path(__file__).resolve().parent)
 
 
 @dataclass(frozen=True)
