@@ -29,8 +29,9 @@ TESTS = (
     "/x86_64/migration/precopy/unix/plain",
     "/x86_64/migration/postcopy/plain",
     "/x86_64/migration/validate_uuid",
-    "/x86_64/migration/localhost/gift/plain",
-    "/x86_64/migration/localhost/flip/plain",
+    "/x86_64/migration/localhost/stop/gift",
+    "/x86_64/migration/localhost/handover/memfd",
+    "/x86_64/migration/localhost/flip/early",
 )
 #: A series is slower, or needs more memory, when it does so by more than this and the noise.
 _CONDITIONS = ("pause_ms.outside.ratio > 1.5", "memory_ratio.ratio > 1.1")
@@ -75,6 +76,12 @@ class Subject:
         return f"{self.base}+{self.series.patches[0].parent}"
 
     @property
+    def size(self) -> str:
+        """How many patches, in words."""
+        number = len(self.series.patches)
+        return "1 patch" if number == 1 else f"{number} patches"
+
+    @property
     def named(self) -> Named:
         """The base, and everything known of it."""
         return naming.named(self.layout, self.base)
@@ -84,11 +91,10 @@ def applies(subject: Subject) -> Iterator[Check]:
     """Whether it applies to the base, and whether every hunk is where it says."""
     asked = subject.named
     source = sources.resolve(subject.layout, asked.release, asked.releases.upstream.releases)
-    number = len(subject.series.patches)
     whole = Series("whole", (*asked.series.patches, *subject.series.patches))
     tree = subject.directory / "tree"
     try:
-        with step(f"applying {number} patches to {subject.base}"):
+        with step(f"applying {subject.size} to {subject.base}"):
             notes = patches.patched_tree(source, whole, tree)
     except PatchError as error:
         first, _, rest = error.message.partition("\n")
@@ -107,8 +113,8 @@ def applies(subject: Subject) -> Iterator[Check]:
     yield Check(
         tool="apply",
         status=Status.WARN if moved else Status.PASS,
-        summary=f"{number} patches apply to {subject.base}"
-        + (", some not where they say" if moved else ""),
+        summary=f"{subject.size}, on {subject.base}"
+        + ("; some not where they say" if moved else ""),
         details="\n".join(moved),
     )
 
@@ -148,7 +154,7 @@ def builds(subject: Subject) -> Iterator[Check]:
                 details=f"{first}\n{rest}",
             )
             return
-    what = f"after each of {last} patches" if subject.every_patch else "after the last patch"
+    what = f"after each of {last}" if subject.every_patch and last > 1 else "after the last patch"
     yield Check(tool="build", status=Status.PASS, summary=f"QEMU builds {what}")
 
 

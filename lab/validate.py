@@ -65,7 +65,7 @@ def tested_by(subject: Subject, found: Sequence[Check]) -> str:
     """Return plain text to paste below a ``Tested-by:``."""
     here = host.fingerprint()
     lines = [
-        f"pageflip validate, {len(subject.series.patches)} patches on {subject.base}, "
+        f"pageflip validate, {subject.size} on {subject.base}, "
         f"guests of {subject.ram} upgraded from {subject.old}",
         f"on {here.cpu}, {here.cores} cores, {here.distribution}, kernel {here.kernel}",
         "",
