@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The example series, and the one of QEMUs that do wrong, on the release they are made for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lab import checks, naming, patchlint, sources
+from lab.checks import Status, Subject
+from lab.layout import CHECKOUT, Layout
+from lab.patches import Series
+from lab.submitted import collect
+
+_LAYOUT = Layout.default()
+_BASE = "10.2"
+_EXAMPLES = {path.name: path for path in sorted((CHECKOUT / "tests" / "series").iterdir())}
+_ALL = {**_EXAMPLES, "mutants": CHECKOUT / "tests" / "mutants"}
+
+
+@pytest.mark.parametrize("name", [name for name in _ALL if name != "conflict"])
+def test_it_applies_where_it_says(name: str, tmp_path: Path) -> None:
+    asked = naming.named(_LAYOUT, _BASE)
+    stock = sources.stock_tree(_LAYOUT, sources.resolve(_LAYOUT, asked.release))
+    mine = collect(str(_ALL[name]), tmp_path / "series", tmp_path)
+    whole = Series(name, (*asked.series.patches, *mine.patches))
+    assert patchlint.applies_exactly(stock, whole, tmp_path) == []
+
+
+def _subject(name: str, into: Path) -> Subject:
+    return Subject(
+        layout=_LAYOUT,
+        series=collect(str(_ALL[name]), into / "series", into),
+        base=_BASE,
+        old="10.0",
+        directory=into,
+    )
+
+
+def test_one_that_does_not_apply_is_told_by_its_patch(tmp_path: Path) -> None:
+    (found,) = checks.applies(_subject("conflict", tmp_path))
+    assert found.status is Status.FAIL
+    assert "0001-migration-localhost-content-with-a-smaller-pipe.patch" in found.summary
+    assert "localhost-gift.c: hunk #1" in found.details
+    assert not (tmp_path / "tree").exists()
+
+
+def test_checkpatch_has_nothing_to_say_of_the_good_one(tmp_path: Path) -> None:
+    (found,) = checks.style(_subject("good", tmp_path))
+    assert found.status is Status.PASS, found.details
