@@ -167,12 +167,6 @@ class MemoryGroup:
                 return
 
 
-def existing_group(name: str) -> MemoryGroup:
-    """Return the memory group of that name, which some run has made."""
-    version = cgroup_version()
-    return MemoryGroup(groups_directory() / name, version)
-
-
 def groups_directory() -> Path:
     """Return where the memory groups of this host are."""
     return _CGROUP / "memory" if cgroup_version() == "v1" else _CGROUP

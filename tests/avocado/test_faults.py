@@ -129,7 +129,7 @@ class Faults(Upgrading, avocado.Test):
         def squeeze(old: Vm) -> None:
             groups = Path(f"/proc/{old.pid}/cgroup").read_text(encoding="ascii").split()
             name = next(line.rpartition("/")[2] for line in groups if "pageflip-" in line)
-            group = host.existing_group(name)
+            group = host.MemoryGroup(host.groups_directory() / name, host.cgroup_version())
             group.limit(group.current() + (1 << 20))
 
         with self.just_before(mechanisms.Flip, squeeze) as mechanism:
