@@ -23,6 +23,7 @@ from lab.naming import Named
 from lab.patches import Series
 from lab.pipeline import upgrade_once
 from lab.progress import step
+from lab.sources import Source
 
 #: Of QEMU's own migration tests: quick ones, of the ways that others build on.
 TESTS = (
@@ -86,16 +87,25 @@ class Subject:
         """The base, and everything known of it."""
         return naming.named(self.layout, self.base)
 
+    @property
+    def source(self) -> Source:
+        """What the base is made from."""
+        asked = self.named
+        return sources.resolve(self.layout, asked.release, asked.releases.upstream.releases)
+
+    @property
+    def tree(self) -> Path:
+        """The same unpacked, without any series."""
+        return sources.stock_tree(self.layout, self.source)
+
 
 def applies(subject: Subject) -> Iterator[Check]:
     """Whether it applies to the base, and whether every hunk is where it says."""
-    asked = subject.named
-    source = sources.resolve(subject.layout, asked.release, asked.releases.upstream.releases)
-    whole = Series("whole", (*asked.series.patches, *subject.series.patches))
+    whole = Series("whole", (*subject.named.series.patches, *subject.series.patches))
     tree = subject.directory / "tree"
     try:
         with step(f"applying {subject.size} to {subject.base}"):
-            notes = patches.patched_tree(source, whole, tree)
+            notes = patches.patched_tree(subject.source, whole, tree)
     except PatchError as error:
         first, _, rest = error.message.partition("\n")
         which = next((p.name for p in subject.series.patches if str(p) in first), "the series")
@@ -121,9 +131,7 @@ def applies(subject: Subject) -> Iterator[Check]:
 
 def style(subject: Subject) -> Iterator[Check]:
     """What QEMU's own checkpatch.pl says."""
-    asked = subject.named
-    source = sources.resolve(subject.layout, asked.release, asked.releases.upstream.releases)
-    said = patchlint.style(sources.stock_tree(subject.layout, source), subject.series)
+    said = patchlint.style(subject.tree, subject.series)
     yield Check(
         tool="checkpatch",
         status=Status.WARN if said else Status.PASS,
@@ -135,7 +143,7 @@ def style(subject: Subject) -> Iterator[Check]:
 def builds(subject: Subject) -> Iterator[Check]:
     """Whether QEMU compiles after every patch, or at least after the last one."""
     asked, all_of_them = subject.named, subject.series.patches
-    source = sources.resolve(subject.layout, asked.release, asked.releases.upstream.releases)
+    source = subject.source
     last = len(all_of_them)
     for number in range(1 if subject.every_patch else last, last + 1):
         patch = all_of_them[number - 1]
@@ -160,11 +168,9 @@ def builds(subject: Subject) -> Iterator[Check]:
 
 def device_state(subject: Subject) -> Iterator[Check]:
     """Whether what the base has saved can be loaded with the series, and the other way round."""
-    asked = subject.named
-    source = sources.resolve(subject.layout, asked.release, asked.releases.upstream.releases)
-    tree, firmware = sources.stock_tree(subject.layout, source), prepare(subject.layout)
+    tree, firmware = subject.tree, prepare(subject.layout)
     old = naming.named(subject.layout, subject.old) if not naming.is_path(subject.old) else None
-    for machine in vmstate.machines(old.release.name if old else asked.release.name):
+    for machine in vmstate.machines(old.release.name if old else subject.named.release.name):
         dumps = [
             vmstate.dump(
                 build.binary_of(subject.layout, name).path,
@@ -186,12 +192,10 @@ def device_state(subject: Subject) -> Iterator[Check]:
 
 def qemu_tests(subject: Subject) -> Iterator[Check]:
     """QEMU's own migration tests, a few: what fails with the series and not without it."""
-    asked = subject.named
-    source = sources.resolve(subject.layout, asked.release, asked.releases.upstream.releases)
     old = build.binary_of(subject.layout, subject.old).path
     base = qtests.Bench(
         driver=build.driver(subject.layout, subject.base),
-        tree=sources.stock_tree(subject.layout, source),
+        tree=subject.tree,
         old=old,
         new=build.binary_of(subject.layout, subject.base).path,
         firmware=prepare(subject.layout),
