@@ -11,7 +11,7 @@ from upgrading import SECOND_QEMU, Upgrading
 from lab import mechanisms, options
 
 #: Freed in pieces, a huge page stays the kernel's until memory is short (docs/architecture.md).
-_OTHERS = {"postcopy": 1.7}
+_OTHERS = {"postcopy": 2.0}
 
 
 class Matrix(Upgrading, avocado.Test):

@@ -37,8 +37,9 @@ class Network(Upgrading, avocado.Test):
 
     def test_two_taps(self) -> None:
         """Who starts the new QEMU gives it a tap of its own, on the same bridge."""
-        for mechanism in ("gift", "postcopy"):
-            self.found(self.passes(mechanism, _RATIO, workload="network"))
+        self.found(self.passes("gift", _RATIO, workload="network"))
+        # Huge pages that postcopy freed in part may stay charged, all of them (docs/failures.md).
+        self.found(self.passes("postcopy", 2.3, workload="network"))
 
     def test_precopy(self) -> None:
         """What everybody does today, for comparison."""
