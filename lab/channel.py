@@ -8,6 +8,7 @@ there when a migrated virtio-serial device is loaded and no byte finds its port 
 from __future__ import annotations
 
 import json
+import os
 import queue
 import select
 import socket
@@ -23,6 +24,8 @@ from lab.deadline import Deadline
 from lab.errors import CannotTellError
 
 _CHUNK = 65536
+#: How urgent it is to read what a guest says (a nice value, setpriority(2)).
+_PRIORITY = -10
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,9 @@ class Port:
         self._thread.start()
 
     def _serve(self) -> None:
+        # On a busy host a reader that waits its turn lets the guest's port run full.
+        with suppress(OSError):  # only root may
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _PRIORITY)
         try:
             peer, _ = self._listener.accept()
         except OSError:
