@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from lab.binary import Binary
@@ -14,6 +15,16 @@ from lab.model import Block
 from lab.vm import Vm
 
 _POSTCOPY_START_S = 30.0
+
+
+def _listened_at(path: Path) -> bool:
+    """Whether somebody listens on a socket; there it is a moment before that (proc_pid_net(5))."""
+    listening = "00010000"
+    for line in Path("/proc/net/unix").read_text(encoding="utf-8").splitlines():
+        fields = line.split()
+        if fields[-1] == str(path) and fields[3] == listening:
+            return True
+    return False
 
 
 class Precopy(Mechanism):
@@ -95,7 +106,7 @@ class CprTransfer(Mechanism):
         # The new QEMU waits on this socket before it has a monitor to ask.
         for _ in Deadline.after(30, "the new QEMU listens for cpr-transfer").poll(0.002):
             new.alive()
-            if (new.machine.sockets / "cpr").exists():
+            if _listened_at(new.machine.sockets / "cpr"):
                 return
 
     def go(self, old: Vm, new: Vm) -> None:
