@@ -66,6 +66,14 @@ def fingerprint() -> Host:
     )
 
 
+def listening_sockets() -> dict[Path, str]:
+    """Return the unix sockets that somebody listens on, each with its inode (proc_pid_net(5))."""
+    listening = "00010000"
+    lines = Path("/proc/net/unix").read_text(encoding="utf-8").splitlines()[1:]
+    named = (fields for line in lines if len(fields := line.split()) == 8)
+    return {Path(fields[7]): fields[6] for fields in named if fields[3] == listening}
+
+
 def require_memory(needed: int, why: str) -> None:
     """Raise CannotTellError unless `needed` bytes are available."""
     available = memory_bytes("MemAvailable")

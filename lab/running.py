@@ -10,7 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from lab import binary
+from lab import binary, host
 from lab.binary import Binary
 from lab.deadline import Deadline, DeadlineError
 from lab.errors import PreconditionError, UsageError
@@ -124,18 +124,11 @@ def monitor_of(pid: int, argv: Sequence[str]) -> Path:
 
 
 def _listener(path: Path) -> int:
-    """Return the process that listens on a socket, without connecting to it (proc_pid_net(5))."""
-    listening = "00010000"
-    inodes = {
-        f"socket:[{fields[6]}]"
-        for line in Path("/proc/net/unix").read_text(encoding="utf-8").splitlines()[1:]
-        if len(fields := line.split()) == 8
-        and fields[3] == listening
-        and Path(fields[7]) == path.absolute()
-    }
+    """Return the process that listens on a socket, without connecting to it."""
+    wanted = f"socket:[{host.listening_sockets().get(path.absolute())}]"
     for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
         with suppress(OSError):
-            if str(descriptor.readlink()) in inodes:
+            if str(descriptor.readlink()) == wanted:
                 return int(descriptor.parts[2])
     raise UsageError(
         f"{path}: no process that this user may look at listens there",

@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
+from lab import host
 from lab.binary import Binary
 from lab.cmdline import Backing, Machine, cpr_channel
 from lab.deadline import Deadline
@@ -15,16 +15,6 @@ from lab.model import Block
 from lab.vm import Vm
 
 _POSTCOPY_START_S = 30.0
-
-
-def _listened_at(path: Path) -> bool:
-    """Whether somebody listens on a socket; there it is a moment before that (proc_pid_net(5))."""
-    listening = "00010000"
-    for line in Path("/proc/net/unix").read_text(encoding="utf-8").splitlines():
-        fields = line.split()
-        if fields[-1] == str(path) and fields[3] == listening:
-            return True
-    return False
 
 
 class Precopy(Mechanism):
@@ -103,10 +93,11 @@ class CprTransfer(Mechanism):
         old.monitor.execute(
             "migrate-set-parameters", {"mode": "cpr-transfer", "max-bandwidth": BANDWIDTH}
         )
-        # The new QEMU waits on this socket before it has a monitor to ask.
+        # The new QEMU waits on this socket before it has a monitor to ask; there it is a moment
+        # before it is listened at.
         for _ in Deadline.after(30, "the new QEMU listens for cpr-transfer").poll(0.002):
             new.alive()
-            if _listened_at(new.machine.sockets / "cpr"):
+            if new.machine.sockets / "cpr" in host.listening_sockets():
                 return
 
     def go(self, old: Vm, new: Vm) -> None:
