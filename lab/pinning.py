@@ -20,6 +20,7 @@ from pathlib import Path
 from lab.layout import Layout, locked
 from lab.model import Pinning
 from lab.progress import note
+from lab.record import write_whole
 from lab.run import run
 
 #: The system's own: PyPI's viewer of profiles has the same name, and may come first on PATH.
@@ -110,9 +111,7 @@ def _write_down(mark: Path) -> None:
         irq: (_IRQS / str(irq) / "smp_affinity_list").read_text(encoding="ascii").strip()
         for irq in _movable()
     }
-    part = mark.with_suffix(".part")
-    part.write_text(json.dumps(now), encoding="ascii")
-    part.replace(mark)
+    write_whole(mark, json.dumps(now))
 
 
 def _put_back(mark: Path) -> None:
