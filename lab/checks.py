@@ -170,15 +170,14 @@ def device_state(subject: Subject) -> Iterator[Check]:
     """Whether what the base has saved can be loaded with the series, and the other way round."""
     tree, firmware = subject.tree, prepare(subject.layout)
     old = naming.named(subject.layout, subject.old) if not naming.is_path(subject.old) else None
+    qemus = {
+        which: build.by_name(subject.layout, name).qemu
+        for which, name in (("base", subject.base), ("series", subject.name))
+    }
     for machine in vmstate.machines(old.release.name if old else subject.named.release.name):
         dumps = [
-            vmstate.dump(
-                build.binary_of(subject.layout, name).path,
-                firmware,
-                machine,
-                subject.directory / f"{machine}-{which}.json",
-            )
-            for which, name in (("base", subject.base), ("series", subject.name))
+            vmstate.dump(qemu, firmware, machine, subject.directory / f"{machine}-{which}.json")
+            for which, qemu in qemus.items()
         ]
         found = vmstate.same_release(tree, machine, subject.base, *dumps)
         yield Check(
@@ -197,11 +196,11 @@ def qemu_tests(subject: Subject) -> Iterator[Check]:
         driver=build.driver(subject.layout, subject.base),
         tree=subject.tree,
         old=old,
-        new=build.binary_of(subject.layout, subject.base).path,
+        new=build.by_name(subject.layout, subject.base).qemu,
         firmware=prepare(subject.layout),
         accel="tcg",
     )
-    theirs = dataclasses.replace(base, new=build.binary_of(subject.layout, subject.name).path)
+    theirs = dataclasses.replace(base, new=build.by_name(subject.layout, subject.name).qemu)
     logs = subject.directory / "qtests"
     with qtests.stand(base, logs / "base") as one, qtests.stand(theirs, logs / "series") as two:
         before = one.run_all(TESTS, "migration-test, base")
