@@ -24,8 +24,6 @@ from lab.vm import Vm, VmFactory, factory
 
 #: Mappings and KiB that a QEMU may have more than another one of the same guest.
 _MORE_MAPS, _MORE_KIB = 12, 16 << 10
-#: A stopped QEMU goes on emptying a port whose reader was slow (docs/failures.md).
-_EMPTIED = "of device '0000:00:01.0/virtio-console'"
 
 
 class Chain(avocado.Test):
@@ -96,14 +94,8 @@ class Chain(avocado.Test):
         self.assertEqual(last["descriptors"], first["descriptors"])
         self.assertLessEqual(last["kib"], first["kib"] + _MORE_KIB)
 
-    def hop(
-        self, start: VmFactory, old: Vm, qemu: Path, sockets: Path, name: str, *, again: bool = True
-    ) -> Vm:
-        """Let the guest go to another QEMU, and the one it had go away.
-
-        One that was refused because a port's queue was emptied meanwhile is tried once more: the
-        guest goes on as if nothing had been.
-        """
+    def hop(self, start: VmFactory, old: Vm, qemu: Path, sockets: Path, name: str) -> Vm:
+        """Let the guest go to another QEMU, and the one it had go away."""
         mechanism = mechanisms.Flip()
         machine = cmdline.successor(
             old.machine,
@@ -115,10 +107,6 @@ class Chain(avocado.Test):
         )
         new = start.expect(name, machine, old)
         moved = upgrade(start, old, new, mechanism)
-        if moved.outcome is Outcome.ROLLED_BACK and _EMPTIED in moved.failure and again:
-            self.log.warning("%s: once more: %s", name, moved.failure)
-            place = sockets.with_name(f"{sockets.name}-again")
-            return self.hop(start, old, qemu, place, f"{name}-again", again=False)
         self.assertEqual(moved.outcome, Outcome.UPGRADED, moved.failure)
         pause = downtime.pause(
             old.heart.beats,

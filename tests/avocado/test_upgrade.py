@@ -123,9 +123,8 @@ class Upgrade(Upgrading, avocado.Test):
         """The memory check must go red on precopy, and nothing else may."""
         result = self.upgrade("precopy", Limits().memory_ratio)
         self.assertEqual(result.verdict, VerdictKind.FAIL)
-        reasons = self.reasons(result)
-        self.assertEqual(len(reasons), 1, reasons)
-        self.assertIn("memory peaked at", reasons[0])
+        self.assertEqual(len(result.reasons), 1, result.reasons)
+        self.assertIn("memory peaked at", result.reasons[0])
 
     def test_corruption_is_caught(self) -> None:
         """Pages damaged on purpose, each in another way, must be found and counted."""
@@ -139,9 +138,8 @@ class Upgrade(Upgrading, avocado.Test):
         result = self.upgrade("precopy", 2.3, damage)  # slow enough to be caught in the act
         self.assertEqual(result.verdict, VerdictKind.FAIL)
         self.assertEqual(result.integrity.bad_pages, 3)
-        reasons = self.reasons(result)
-        self.assertEqual(len(reasons), 1, reasons)
-        self.assertIn("bad pages: 3", reasons[0])
+        self.assertEqual(len(result.reasons), 1, result.reasons)
+        self.assertIn("bad pages: 3", result.reasons[0])
 
     def test_new_qemu_killed(self) -> None:
         """The new QEMU dies at once: the guest goes on under the old one, whole.
