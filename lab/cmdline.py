@@ -8,6 +8,7 @@ import enum
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 #: Ports of the guest's agent, by the names it looks for.
 CONTROL_PORT = "org.pageflip.control"
@@ -29,6 +30,25 @@ class Backing(enum.StrEnum):
     MEMFD = "memfd"  # memfd with share=on, all else private: what handover needs
     FILE = "file"  # a file in memory, share=on, that another QEMU can map by its name
     HUGETLB = "hugetlb"  # private huge pages from the kernel's pool, all of them taken at once
+
+
+class Invocation(Protocol):
+    """How a QEMU is started, as far as it matters to whoever moves a guest there."""
+
+    @property
+    def sockets(self) -> Path:
+        """A directory for the sockets of the move."""
+
+    @property
+    def qmp(self) -> Path:
+        """The monitor's socket."""
+
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """The descriptors that its command line refers to by number."""
+
+    def argv(self) -> list[str]:
+        """Return its command line."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +114,10 @@ class Machine:
     def guest_agent(self) -> Path:
         """The socket to QEMU's own agent in the guest."""
         return self.sockets / "guest-agent"
+
+    def argv(self) -> list[str]:
+        """Return its command line."""
+        return argv(self)
 
 
 def successor(

@@ -64,7 +64,7 @@ _NO_ANSWER = (AgentError, DeadlineError, MonitorError, QmpError, VmDiedError)
 
 
 def upgrade_once(
-    layout: Layout, options: UpgradeOptions, interfere: Interfere | None = None
+    layout: Layout, options: UpgradeOptions, interfere: Interfere[Vm] | None = None
 ) -> Result:
     """Upgrade one guest and judge it.
 
@@ -255,8 +255,8 @@ def move_and_sample(
     old: Vm,
     plan: Plan,
     group: MemoryGroup | None,
-    interfere: Interfere | None,
-) -> tuple[Upgrade, memory.Used]:
+    interfere: Interfere[Vm] | None,
+) -> tuple[Upgrade[Vm], memory.Used]:
     """Upgrade, with the memory of both QEMUs watched from before the new one starts."""
     mechanism, sockets = plan.mechanism, old.machine.sockets.with_name("new")
     successor = cmdline.successor(
@@ -295,7 +295,7 @@ def listen(heart: Heart, vm: Vm) -> None:
             return
 
 
-def check_integrity(old: Vm, moved: Upgrade, options: UpgradeOptions) -> Integrity:
+def check_integrity(old: Vm, moved: Upgrade[Vm], options: UpgradeOptions) -> Integrity:
     """Let the guest check itself wherever it lives now."""
     survivor = moved.survivor(old)
     if survivor is None:
@@ -326,7 +326,7 @@ def verdict(
     plan: Plan,
     record: Record,
     old: Vm,
-    moved: Upgrade,
+    moved: Upgrade[Vm],
     used: memory.Used,
     account: Integrity,
     found: list[Findings],

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from lab.deadline import Deadline, DeadlineError
 from lab.errors import CannotTellError
@@ -15,7 +15,7 @@ from lab.measure.downtime import Window
 from lab.mechanisms import Mechanism
 from lab.model import Outcome
 from lab.monitor import MonitorError, QmpError
-from lab.vm import Vm, VmDiedError, VmFactory
+from lab.vm import Qemu, VmDiedError, VmFactory
 
 _COMPLETE_S = 300.0
 #: Postcopy does not fail, it waits for somebody who mends the connection; nobody does here.
@@ -24,11 +24,14 @@ _FINAL = {"completed", "failed", "cancelled", "postcopy-paused"}
 _SETTLE_S = 60.0
 
 
+Q = TypeVar("Q", bound=Qemu)
+
+
 @dataclass
-class Upgrade:
+class Upgrade(Generic[Q]):
     """What happened.  Times are on the host's monotonic clock (ns)."""
 
-    new: Vm
+    new: Q
     start_ns: int = 0
     end_ns: int = 0
     new_start_ms: float | None = None
@@ -46,7 +49,7 @@ class Upgrade:
         """Whether the guest now runs under the new QEMU."""
         return self.outcome is Outcome.UPGRADED
 
-    def survivor(self, old: Vm) -> Vm | None:
+    def survivor(self, old: Q) -> Q | None:
         """Return the one QEMU that the guest can be asked in; None when there is not just one."""
         if self.outcome in {Outcome.LOST, Outcome.DOUBLED}:
             return None
@@ -67,16 +70,16 @@ class Upgrade:
 
 
 #: What a test does to the two QEMUs (old, new) as soon as the move has begun.
-Interfere = Callable[[Vm, Vm], None]
+Interfere = Callable[[Q, Q], None]
 
 
 def upgrade(
     factory: VmFactory,
-    old: Vm,
-    new: Vm,
+    old: Q,
+    new: Q,
     mechanism: Mechanism,
-    interfere: Interfere | None = None,
-) -> Upgrade:
+    interfere: Interfere[Q] | None = None,
+) -> Upgrade[Q]:
     """Move the guest of `old` to `new`, which has just been started.
 
     A failed move is told by the returned ``failure`` and ``outcome``, not by an exception: it is
@@ -111,14 +114,14 @@ def upgrade(
     return result
 
 
-def _reach(factory: VmFactory, new: Vm) -> None:
+def _reach(factory: VmFactory, new: Qemu) -> None:
     """Connect to the new QEMU: it may have the guest although nobody can tell any more."""
     if new.pid and not hasattr(new, "monitor"):
         with suppress(MonitorError, VmDiedError, DeadlineError):
             factory.connect(new)
 
 
-def _alive(old: Vm, new: Vm) -> None:
+def _alive(old: Qemu, new: Qemu) -> None:
     """Raise when there is no new QEMU any more, or when the old one has given it up."""
     event = old.monitor.last("MIGRATION")
     if event and event.data["status"] in {"failed", "cancelled"}:
@@ -127,7 +130,7 @@ def _alive(old: Vm, new: Vm) -> None:
     new.alive()
 
 
-def _wait_completed(old: Vm, new: Vm) -> None:
+def _wait_completed(old: Qemu, new: Qemu) -> None:
     """Wait until both sides say so; raise QmpError with QEMU's reason when one has failed."""
     deadline = Deadline.after(_COMPLETE_S, "the upgrade is complete on both sides")
     for vm in (old, new):
@@ -143,7 +146,7 @@ def _wait_completed(old: Vm, new: Vm) -> None:
             raise QmpError(f"the {vm.name} QEMU says that the migration {status}")
 
 
-def _why(old: Vm, error: CannotTellError) -> str:
+def _why(old: Qemu, error: CannotTellError) -> str:
     """Return the reason with what the old QEMU says of it, once it has noticed."""
     deadline = Deadline.after(_SETTLE_S, "the old QEMU notices that the upgrade failed")
     text = ""
@@ -158,7 +161,7 @@ def _why(old: Vm, error: CannotTellError) -> str:
     return f"{error.message}; the old QEMU says: {text}" if text else error.message
 
 
-def _migrate_info(vm: Vm) -> Mapping[str, Any]:
+def _migrate_info(vm: Qemu) -> Mapping[str, Any]:
     try:
         info: Mapping[str, Any] = vm.monitor.execute("query-migrate")
     except (AttributeError, MonitorError, QmpError, DeadlineError):
@@ -166,7 +169,7 @@ def _migrate_info(vm: Vm) -> Mapping[str, Any]:
     return info
 
 
-def _settle(old: Vm, new: Vm, failed: bool) -> Outcome:
+def _settle(old: Qemu, new: Qemu, failed: bool) -> Outcome:
     """Find out which QEMU runs the guest, giving a rollback a moment to finish."""
     deadline = Deadline.after(_SETTLE_S if failed else 5.0, "exactly one QEMU runs the guest")
     while True:

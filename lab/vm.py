@@ -4,16 +4,16 @@
 from __future__ import annotations
 
 import dataclasses
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from lab import cmdline, run, tracelog
 from lab.channel import Control, Heart, agent_lines
-from lab.cmdline import Machine
+from lab.cmdline import Invocation, Machine
 from lab.deadline import Deadline, DeadlineError
 from lab.errors import CannotTellError
 from lab.host import MemoryGroup
@@ -29,24 +29,25 @@ class VmDiedError(CannotTellError):
     """A QEMU ended by itself."""
 
 
-class Vm:
+class Process(Protocol):
+    """A process, ours or not."""
+
+    @property
+    def pid(self) -> int:
+        """The process id; 0 while there is none."""
+
+    def poll(self) -> int | None:
+        """Return None until it has ended, and then how."""
+
+
+class Qemu:
     """A QEMU process.  The monitor is there once `connect` has returned."""
 
-    def __init__(
-        self,
-        name: str,
-        machine: Machine,
-        process: subprocess.Popen[bytes] | run.ChildOf,
-        log: Path,
-        control: Control,
-        heart: Heart,
-    ) -> None:
+    def __init__(self, name: str, machine: Invocation, process: Process, log: Path) -> None:
         self.name = name
         self.machine = machine
         self.process = process
         self.log = log
-        self.control = control
-        self.heart = heart
         self.monitor: Monitor
 
     @property
@@ -100,6 +101,25 @@ class Vm:
             return ""
 
 
+class Vm(Qemu):
+    """A QEMU of the lab's own, with the lines to the agent in its guest."""
+
+    machine: Machine
+
+    def __init__(
+        self,
+        name: str,
+        machine: Machine,
+        process: Process,
+        log: Path,
+        control: Control,
+        heart: Heart,
+    ) -> None:
+        super().__init__(name, machine, process, log)
+        self.control = control
+        self.heart = heart
+
+
 @dataclass
 class VmFactory:
     """Starts QEMUs of one run: in its memory group, with its logs, ended when the run ends."""
@@ -136,7 +156,7 @@ class VmFactory:
         machine.sockets.mkdir(parents=True, exist_ok=True)
         return self.stack.enter_context(agent_lines(machine.control, machine.heartbeat))
 
-    def connect(self, vm: Vm, alive: Callable[[], None] | None = None) -> None:
+    def connect(self, vm: Qemu, alive: Callable[[], None] | None = None) -> None:
         """Connect to the monitor of a QEMU that was started; `alive` raises if it has ended."""
         vm.monitor = self.stack.enter_context(
             monitor(

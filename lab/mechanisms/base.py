@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from lab.binary import Binary
-from lab.cmdline import Backing, Machine
+from lab.cmdline import Backing, Invocation
 from lab.model import Block, Phases
-from lab.vm import Vm
+from lab.vm import Qemu
 
 #: QEMU's default of 128 MiB/s would measure the limit, not the mechanism (bytes/s).
 BANDWIDTH = 2**40
@@ -46,11 +46,11 @@ class Mechanism(abc.ABC):
         """
         return ""
 
-    def incoming(self, new: Machine) -> tuple[str, ...]:
+    def incoming(self, new: Invocation) -> tuple[str, ...]:
         """Return the values of ``-incoming`` for the new QEMU."""
         return ("defer",)
 
-    def prepare(self, old: Vm, new: Vm) -> None:
+    def prepare(self, old: Qemu, new: Qemu) -> None:
         """Set capabilities and parameters and let the new QEMU listen."""
         set_capabilities(old, self.old_capabilities)
         set_capabilities(new, self.new_capabilities)
@@ -58,7 +58,7 @@ class Mechanism(abc.ABC):
         new.monitor.execute("migrate-incoming", {"uri": self.uri(new)})
 
     @abc.abstractmethod
-    def go(self, old: Vm, new: Vm) -> None:
+    def go(self, old: Qemu, new: Qemu) -> None:
         """Start the move; returns while it is still going on."""
 
     def blocks(self, info: Mapping[str, Any], ram_bytes: int) -> list[Block]:
@@ -79,12 +79,12 @@ class Mechanism(abc.ABC):
         """Return the parts of the upgrade that the mechanism tells of."""
         return Phases(new_start=new_start_ms)
 
-    def uri(self, new: Vm) -> str:
+    def uri(self, new: Qemu) -> str:
         """Return where the old QEMU finds the new one."""
         return f"unix:{new.machine.sockets / 'migrate'}"
 
 
-def set_capabilities(vm: Vm, names: tuple[str, ...]) -> None:
+def set_capabilities(vm: Qemu, names: tuple[str, ...]) -> None:
     """Switch migration capabilities of a QEMU on."""
     vm.monitor.execute(
         "migrate-set-capabilities",

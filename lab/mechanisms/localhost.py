@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from lab.binary import Binary
-from lab.cmdline import Backing, Machine, argv
+from lab.cmdline import Backing, Invocation
 from lab.mechanisms.base import Mechanism, set_capabilities
 from lab.model import Block, Phases
-from lab.vm import Vm
+from lab.vm import Qemu
 
 
 class Localhost(Mechanism):
@@ -33,14 +33,14 @@ class Localhost(Mechanism):
                 )
         return ""
 
-    def prepare(self, old: Vm, new: Vm) -> None:
+    def prepare(self, old: Qemu, new: Qemu) -> None:
         set_capabilities(old, self.old_capabilities)
         set_capabilities(new, self.new_capabilities)
         new.monitor.execute(
             "migrate-incoming", {"uri": f"localhost:{new.machine.sockets / 'migrate'}"}
         )
 
-    def go(self, old: Vm, new: Vm) -> None:
+    def go(self, old: Qemu, new: Qemu) -> None:
         old.monitor.execute(
             "localhost-migrate", {"uri": self.uri(new), "mode": "stop", "mechanism": self.best}
         )
@@ -125,15 +125,15 @@ class Flip(Localhost):
             "that it starts gets no descriptors"
         )
 
-    def incoming(self, new: Machine) -> tuple[str, ...]:
+    def incoming(self, new: Invocation) -> tuple[str, ...]:
         return (f"localhost:{new.sockets / 'migrate'}",)
 
-    def prepare(self, old: Vm, new: Vm) -> None:
+    def prepare(self, old: Qemu, new: Qemu) -> None:
         set_capabilities(old, self.old_capabilities)
         for descriptor in new.machine.descriptors:
             old.monitor.give(_name(descriptor), descriptor)
 
-    def go(self, old: Vm, new: Vm) -> None:
+    def go(self, old: Qemu, new: Qemu) -> None:
         given = [{"name": _name(fd), "fd": fd} for fd in new.machine.descriptors]
         old.monitor.execute(
             "localhost-migrate",
@@ -141,7 +141,7 @@ class Flip(Localhost):
                 "uri": self.uri(new),
                 "mode": "stop",
                 "mechanism": self.best,
-                "exec": argv(new.machine),
+                "exec": new.machine.argv(),
                 "early-start": self.early,
                 **({"fds": given} if given else {}),
             },

@@ -8,11 +8,11 @@ from typing import Any
 
 from lab import host
 from lab.binary import Binary
-from lab.cmdline import Backing, Machine, cpr_channel
+from lab.cmdline import Backing, Invocation, cpr_channel
 from lab.deadline import Deadline
 from lab.mechanisms.base import BANDWIDTH, Mechanism, set_capabilities
 from lab.model import Block
-from lab.vm import Vm
+from lab.vm import Qemu
 
 _POSTCOPY_START_S = 30.0
 
@@ -25,7 +25,7 @@ class Precopy(Mechanism):
     doubles = True
     pool = True
 
-    def go(self, old: Vm, new: Vm) -> None:
+    def go(self, old: Qemu, new: Qemu) -> None:
         old.monitor.execute("migrate", {"uri": self.uri(new)})
 
 
@@ -46,7 +46,7 @@ class StopCopy(Mechanism):
     doubles = True
     resumes = False
 
-    def go(self, old: Vm, new: Vm) -> None:
+    def go(self, old: Qemu, new: Qemu) -> None:
         old.monitor.execute("stop")
         old.monitor.execute("migrate", {"uri": self.uri(new)})
 
@@ -59,7 +59,7 @@ class Postcopy(Mechanism):
     old_capabilities = ("events", "postcopy-ram", "release-ram")
     new_capabilities = ("events", "postcopy-ram")
 
-    def go(self, old: Vm, new: Vm) -> None:
+    def go(self, old: Qemu, new: Qemu) -> None:
         old.monitor.execute("migrate", {"uri": self.uri(new)})
         old.monitor.wait_for(
             lambda event: (
@@ -85,10 +85,10 @@ class CprTransfer(Mechanism):
                 return f"the {side} QEMU ({binary.version}) has no migration mode cpr-transfer"
         return ""
 
-    def incoming(self, new: Machine) -> tuple[str, ...]:
+    def incoming(self, new: Invocation) -> tuple[str, ...]:
         return (f"unix:{new.sockets / 'migrate'}", cpr_channel(new.sockets / "cpr"))
 
-    def prepare(self, old: Vm, new: Vm) -> None:
+    def prepare(self, old: Qemu, new: Qemu) -> None:
         set_capabilities(old, self.old_capabilities)
         old.monitor.execute(
             "migrate-set-parameters", {"mode": "cpr-transfer", "max-bandwidth": BANDWIDTH}
@@ -100,7 +100,7 @@ class CprTransfer(Mechanism):
             if new.machine.sockets / "cpr" in host.listening_sockets():
                 return
 
-    def go(self, old: Vm, new: Vm) -> None:
+    def go(self, old: Qemu, new: Qemu) -> None:
         channels = [
             {
                 "channel-type": kind,
@@ -135,7 +135,7 @@ class IgnoreShared(Mechanism):
     old_capabilities = ("events", "x-ignore-shared")
     new_capabilities = ("events", "x-ignore-shared")
 
-    def go(self, old: Vm, new: Vm) -> None:
+    def go(self, old: Qemu, new: Qemu) -> None:
         old.monitor.execute("migrate", {"uri": self.uri(new)})
 
     def blocks(self, info: Mapping[str, Any], ram_bytes: int) -> list[Block]:

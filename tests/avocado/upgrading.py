@@ -47,7 +47,7 @@ class Upgrading:
         self,
         mechanism: str,
         memory_ratio: float,
-        interfere: Interfere | None = None,
+        interfere: Interfere[Vm] | None = None,
         **more: object,
     ) -> Result:
         """Upgrade the guest and return the result; cancel when this host cannot do it.
