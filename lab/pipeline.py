@@ -310,7 +310,7 @@ def check_integrity(old: Vm, moved: Upgrade[Vm], options: UpgradeOptions) -> Int
     return integrity.integrity(found, old.heart.beats, moved.new.heart.beats)
 
 
-def findings(plan: Plan, old: Vm, moved: Upgrade) -> list[Findings]:
+def findings(plan: Plan, old: Vm, moved: Upgrade[Vm]) -> list[Findings]:
     """Let the workloads say what they lost; of a guest that is lost nothing more can be said."""
     survivor = moved.survivor(old)
     if survivor is None:

@@ -15,7 +15,6 @@ from fakes import FakeQemu, fake_qemu
 
 from lab import pipeline
 from lab.channel import AgentError
-from lab.cmdline import Machine
 from lab.deadline import Deadline, DeadlineError
 from lab.errors import CannotTellError
 from lab.mechanisms import Flip, FlipLate, Precopy, StopCopy
@@ -59,12 +58,12 @@ class Pair:
             path = sockets / side
             path.mkdir()
             self.qemu[side] = stack.enter_context(fake_qemu(path / "qmp", self.answerer(side)))
-            machine = cast(
-                "Machine", type("M", (), {"sockets": path, "qmp": path / "qmp", "descriptors": ()})
+            machine = SimpleNamespace(
+                sockets=path, qmp=path / "qmp", descriptors=(), argv=lambda: ["/new/qemu", "-S"]
             )
             self.vm[side] = Vm(
                 side,
-                machine,
+                cast("Any", machine),
                 cast("Any", Process()),
                 path / "log",
                 cast("Any", None),
@@ -133,7 +132,6 @@ def test_stop_copy_stops_first_and_continues_on_the_new_side(pair: Pair) -> None
 def test_flip_starts_the_new_qemu_through_the_old_one(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lab.mechanisms.localhost.argv", lambda _machine: ["/new/qemu", "-S"])
     monkeypatch.setattr(Factory, "connect", lambda _self, _vm, _alive=None: None)
     assert pair.upgrade(Flip()).outcome is Outcome.UPGRADED
     asked = dict(pair.qemu["old"].commands)["localhost-migrate"]
@@ -142,10 +140,7 @@ def test_flip_starts_the_new_qemu_through_the_old_one(
     assert "migrate-incoming" not in dict(pair.qemu["new"].commands)
 
 
-def test_a_new_qemu_that_never_came_is_not_waited_for(
-    pair: Pair, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("lab.mechanisms.localhost.argv", lambda _machine: ["/new/qemu"])
+def test_a_new_qemu_that_never_came_is_not_waited_for(pair: Pair) -> None:
     pair.ends = "failed"
     done = pair.upgrade(FlipLate())
     assert done.outcome is Outcome.ROLLED_BACK
