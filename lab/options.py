@@ -116,6 +116,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "interrupts have to do with the others meanwhile",
     )
     add("--json", action="store_true", help="print exactly result.json on stdout")
+    live = parser.add_argument_group(
+        "running QEMUs", "upgrade QEMUs that the lab did not start; see also preflight"
+    )
+    live.add_argument(
+        "--pid",
+        nargs="+",
+        metavar="PID|SOCKET",
+        help="which: by process id or QMP socket; one that does not move is the last one begun",
+    )
+    live.add_argument("--at-once", type=int, default=1, metavar="N", help="how many (default: 1)")
+    live.add_argument(
+        "--dry-run", action="store_true", help="say what would be done, and change nothing"
+    )
 
 
 def add_shared(parser: argparse.ArgumentParser, dirty_rate: str) -> None:

@@ -25,6 +25,7 @@ from lab import (
     firmware,
     guest,
     host,
+    live,
     mechanisms,
     naming,
     report,
@@ -379,6 +380,8 @@ def verdict(
 
 def run(options: argparse.Namespace) -> int:
     """Do what ``pageflip upgrade`` says."""
+    if options.pid:
+        return live.run(options)
     wanted = parse(options)
     layout = Layout.default()
     if wanted.out:

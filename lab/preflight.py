@@ -18,16 +18,17 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lab import binary, host, mechanisms, running
+from lab import binary, derived, host, mechanisms, running
 from lab import run as process
 from lab.binary import Binary
 from lab.cmdline import Backing
+from lab.derived import Successor
 from lab.errors import ExitCode
 from lab.measure import memory
 from lab.mechanisms import Mechanism
 from lab.model import Model
 from lab.progress import note
-from lab.running import Running, options, values
+from lab.running import Running, options
 
 _MIB = 2**20
 #: What a second QEMU needs for itself (bytes); see docs/measuring.md.
@@ -44,8 +45,6 @@ _COSTS: dict[str, tuple[float, float, float, float]] = {
     "stop-copy": (40, 3200, 40, 3200),
 }
 _BASIS = "docs/measuring.md: QEMU 10.0 to 10.2 on two cores under TCG, a guest that writes nothing"
-#: What a successor is started with in a way of its own.
-_NOT_TAKEN = {"incoming": 1, "S": 0, "daemonize": 0, "pidfile": 1, "loadvm": 1, "snapshot": 0}
 
 
 class Way(Model):
@@ -85,8 +84,12 @@ class Preflight(Model):
 def examine(found: Running, new: Binary) -> Preflight:
     """Say of every mechanism whether it is possible, and why not."""
     used, free = memory.pss(found.pid), host.memory_bytes("MemAvailable")
-    lacking = list(lacks(new, found))
-    ways = [_way(one, found, new, used, free, lacking) for one in mechanisms.MECHANISMS]
+    made = successor(found, new)
+    never = [*lacks(new, found), *found.changes, *made.refusals]
+    ways = []
+    for one in mechanisms.MECHANISMS:
+        reasons = never if one.inherits else [*never, *made.only_child]
+        ways.append(_way(one, found, new, used, free, reasons))
     return Preflight(
         pid=found.pid,
         monitor=str(found.monitor),
@@ -104,15 +107,20 @@ def examine(found: Running, new: Binary) -> Preflight:
         ways=ways,
         best=next((way.mechanism for way in ways if way.possible), None),
         basis=_BASIS,
-        new_argv=successor(found, new),
-        remarks=list(_remarks(found)),
+        new_argv=made.argv,
+        remarks=made.remarks,
     )
+
+
+def successor(found: Running, new: Binary) -> Successor:
+    """Return how the new QEMU would have to be started."""
+    return derived.successor(found.argv, new.path, found.machine, found.cwd)
 
 
 def lacks(new: Binary, found: Running) -> Iterator[str]:
     """Yield what the running QEMU has and the new one does not: devices, the machine type."""
     for what, wanted in (
-        ("device", {values(text).get("driver", values(text)[""]) for text in _devices(found)}),
+        ("device", {derived.driver(text) for text in options(found.argv, "device")}),
         ("machine", {found.machine}),
     ):
         said = process.run([new.path, f"-{what}", "help"], check=False).stdout
@@ -120,11 +128,6 @@ def lacks(new: Binary, found: Running) -> Iterator[str]:
         names = {name for pair in known for name in pair if name}
         for name in sorted(wanted - names - {""}):
             yield f"the new QEMU has no {what} {name}"
-
-
-def _devices(found: Running) -> list[str]:
-    # In JSON the names are the same, but for what is around them.
-    return [text for text in options(found.argv, "device") if not text.startswith("{")]
 
 
 def _way(
@@ -172,50 +175,6 @@ def _memory_reasons(mechanism: Mechanism, found: Running) -> Iterator[str]:
 
 def _has_files(found: Running) -> bool:
     return any("memory-backend-file" in text for text in options(found.argv, "object"))
-
-
-def successor(found: Running, new: Binary) -> list[str]:
-    """Return the command line that the new QEMU would need, but for ``-incoming``.
-
-    The machine type is spelt with its version: a name such as ``q35`` means another one there.
-    """
-    words, rest = [str(new.path)], list(found.argv[1:])
-    while rest:
-        word = rest.pop(0)
-        name = word.lstrip("-")
-        if word.startswith("-") and name in _NOT_TAKEN:
-            del rest[: _NOT_TAKEN[name]]
-        elif word in {"-machine", "--machine", "-M"} and rest:
-            words += ["-machine", _versioned(rest.pop(0), found.machine)]
-        else:
-            words.append(word)
-    if not any(word in {"-machine", "--machine"} for word in words):
-        words += ["-machine", found.machine]
-    return words
-
-
-def _versioned(text: str, machine: str) -> str:
-    parts = values(text)
-    parts.pop("", None)
-    parts.pop("type", None)
-    told = ",".join(f"{name}={value.replace(',', ',,')}" for name, value in parts.items())
-    return f"{machine},{told}" if told else machine
-
-
-def _remarks(found: Running) -> Iterator[str]:
-    """Yield what whoever starts the new QEMU has to see to."""
-    for name in ("netdev", "chardev", "blockdev", "drive", "add-fd"):
-        for text in options(found.argv, name):
-            said = values(text)
-            kind = said.get("", "")
-            if "fd" in said or "fds" in said:
-                yield f"-{name} {text}: the new QEMU needs that descriptor, too (fds)"
-            elif name == "netdev" and kind == "user":
-                yield f"-{name} {text}: connections through slirp do not survive"
-            elif name == "chardev" and said.get("server") == "on":
-                yield f"-{name} {text}: who is connected has to connect again"
-    if "-daemonize" in found.argv:
-        yield "-daemonize is left out: the new QEMU is started by who watches over it"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

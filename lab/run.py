@@ -14,8 +14,9 @@ import shutil
 import signal
 import subprocess
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -151,24 +152,86 @@ def interactive(argv: Argv) -> int:
             process.kill()
 
 
+@dataclass
+class Lent:
+    """A child that may be let go."""
+
+    process: subprocess.Popen[bytes]
+    kept: bool = False
+
+    def keep(self) -> None:
+        """Let it outlive the lab."""
+        self.kept = True
+
+
+@contextmanager
+def lent(argv: Argv, *, log: Path, cwd: Path) -> Iterator[Lent]:
+    """Start a child for somebody else; end it when the block is left, unless it is kept.
+
+    What the user asked for has to go on when the lab is gone: it is the one child that the kernel
+    does not kill with the lab.
+    """
+    with log.open("ab") as out:
+        try:
+            process = subprocess.Popen(
+                [os.fspath(word) for word in argv],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                cwd=cwd,
+                env=environment(),
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise CommandError(argv, error.strerror or str(error), "", log, "") from error
+    lent = Lent(process)
+    try:
+        yield lent
+    finally:
+        if not lent.kept:
+            end(process)
+
+
+class Foreign:
+    """A process that is no child of ours; what a Popen tells of one, this does too."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+
+    def poll(self) -> int | None:
+        """Return None until it has ended; only its parent knows how it did."""
+        with suppress(OSError):
+            stat = Path(f"/proc/{self.pid}/stat").read_text(encoding="utf-8")
+            if stat.rpartition(")")[2].split()[0] != "Z":
+                return None
+        return ENDED
+
+
+def children(pid: int) -> Iterator[int]:
+    """Yield the processes that a process has started (proc_pid_children(5))."""
+    with suppress(OSError):
+        for tasks in Path(f"/proc/{pid}/task").glob("*/children"):
+            yield from map(int, tasks.read_text(encoding="ascii").split())
+
+
 class ChildOf:
     """The child that a process of ours starts by itself; what a Popen tells of one, this does too.
 
-    It is in its parent's process group, and is ended with it.
+    It is in its parent's process group, and is ended with it.  `besides` are other children of it.
     """
 
-    def __init__(self, parent: int) -> None:
+    def __init__(self, parent: int, besides: Collection[int] = ()) -> None:
         self._parent = parent
+        self._besides = besides
         self._found = 0
 
     @property
     def pid(self) -> int:
-        """Its process id; 0 until there is one (proc_pid_children(5))."""
+        """Its process id; 0 until there is one."""
         if not self._found:
-            with suppress(OSError):
-                for tasks in Path(f"/proc/{self._parent}/task").glob("*/children"):
-                    for child in tasks.read_text(encoding="ascii").split():
-                        self._found = int(child)
+            for child in children(self._parent):
+                if child not in self._besides:
+                    self._found = child
         if not self._found and not self._parent_lives:
             self._found = self._left_behind()
         return self._found
@@ -190,11 +253,7 @@ class ChildOf:
         """Return None until it has ended, or can come no more; only its parent knows how it did."""
         if not self.pid:
             return None if self._parent_lives else ENDED
-        with suppress(OSError):
-            state = Path(f"/proc/{self.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2]
-            if state.split()[0] != "Z":
-                return None
-        return ENDED
+        return Foreign(self.pid).poll()
 
 
 def run(

@@ -3,21 +3,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from lab import binary, host
+from lab import binary, derived, host
 from lab.binary import Binary
 from lab.deadline import Deadline, DeadlineError
+from lab.derived import driver, values
 from lab.errors import PreconditionError, UsageError
 from lab.monitor import Monitor, MonitorError, QmpError, monitor
 
 _CONNECT_S = 5.0
 _ANSWER_S = 10.0
+#: Runs a QMP command with its arguments.
+Ask = Callable[..., Any]
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,9 @@ class Running:
     blockers: tuple[str, ...]
     #: Whether the machine shares its other RAM blocks too (aux-ram-share).
     aux_share: bool
+    #: What is no more as its command line says.
+    changes: tuple[str, ...] = ()
+    cwd: Path = Path("/")
 
     @property
     def ram_bytes(self) -> int:
@@ -81,16 +87,6 @@ def command_line(pid: int) -> tuple[str, ...]:
         said = argv[0] if argv else "a process of the kernel"
         raise UsageError(f"process {pid} is no QEMU: {said}")
     return argv
-
-
-def values(text: str) -> dict[str, str]:
-    """Return the parts of an option such as ``socket,id=a,path=b``; a comma in one is doubled."""
-    parts = text.replace(",,", "\0").split(",")
-    found = {}
-    for number, part in enumerate(parts):
-        name, equals, value = part.replace("\0", ",").partition("=")
-        found[name if equals else ("" if number == 0 else name)] = value if equals else name
-    return found
 
 
 def options(argv: Sequence[str], name: str) -> Iterator[str]:
@@ -184,9 +180,9 @@ def look(what: str) -> Running:
         )
         # What a guest shares with others through a device is no RAM of its own.
         windows = {
-            device.get("memdev")
-            for device in map(values, options(argv, "device"))
-            if device.get("", "").startswith("ivshmem")
+            values(text).get("memdev")
+            for text in options(argv, "device")
+            if driver(text).startswith("ivshmem")
         }
         backends = tuple(
             Backend(one.get("id", "ram"), int(one["size"]), bool(one["share"]))
@@ -204,4 +200,24 @@ def look(what: str) -> Running:
             ram=backends,
             blockers=tuple(ask("query-migrate").get("blocked-reasons", ())),
             aux_share=bool(told("/machine", "aux-ram-share")),
+            changes=tuple(_changes(argv, ask, told)),
+            cwd=Path(f"/proc/{pid}/cwd").readlink(),
         )
+
+
+def _changes(argv: Sequence[str], ask: Ask, told: Callable[[str, str], Any]) -> Iterator[str]:
+    """Yield what was plugged in, taken out or exchanged since QEMU was started."""
+    named = {derived.identifier(text) for text in options(argv, "device")} - {""}
+    there = {one["name"] for one in ask("qom-list", path="/machine/peripheral")} - {"type"}
+    for name in sorted(named - there):
+        yield f"device {name} was taken out while the guest ran"
+    for place in ("/machine/peripheral", "/machine/peripheral-anon"):
+        for one in ask("qom-list", path=place):
+            path = f"{place}/{one['name']}"
+            if one["type"].startswith("child<") and told(path, "hotplugged"):
+                yield f"device {one['name']} was plugged in while the guest ran"
+    for disk in ask("query-block"):
+        image = disk.get("inserted", {}).get("image", {}).get("filename", "")
+        # One of several layers, or of another protocol, is told as JSON or an URL.
+        if image.startswith("/") and not any(Path(image).name in word for word in argv):
+            yield f"the image of {disk.get('device') or disk.get('qdev')} is {image} by now"

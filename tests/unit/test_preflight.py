@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -93,6 +95,13 @@ def test_no_way_at_all() -> None:
     assert "the new QEMU has no device edu" in told.ways[0].reasons
 
 
+def test_only_the_old_qemu_can_start_the_new_one() -> None:
+    tap = qemu("-netdev", "tap,id=n,ifname=t,script=no,downscript=no")
+    assert possible(tap) == {"flip", "flip-late"}
+    assert possible(qemu("-s")) == set()
+    assert possible(dataclasses.replace(qemu(), changes=("a device was plugged in",))) == set()
+
+
 def test_memory_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preflight.host, "memory_bytes", lambda _field: 2**30)
     assert possible(qemu()) == {"flip", "flip-late", "gift", "copy", "postcopy"}
@@ -102,39 +111,7 @@ def test_every_cost_is_of_a_mechanism() -> None:
     assert preflight._COSTS.keys() <= {one.name for one in mechanisms.MECHANISMS}
 
 
-def test_the_command_line_of_the_new_one() -> None:
-    old = qemu(
-        "-daemonize", "-pidfile", "/run/pid", "-machine", "q35,accel=kvm", "-m", "2G",
-        "-incoming", "defer", "-S", "-device", "virtio-blk-pci,drive=a",
-    )  # fmt: skip
-    assert preflight.successor(old, NEW) == [
-        "/new/qemu", "-machine", "pc-q35-10.0,accel=kvm", "-m", "2G",
-        "-device", "virtio-blk-pci,drive=a",
-    ]  # fmt: skip
-    assert preflight.successor(qemu("-m", "1G"), NEW)[-2:] == ["-machine", "pc-q35-10.0"]
-
-
-def test_what_has_to_be_seen_to() -> None:
-    old = qemu(
-        "-netdev", "tap,id=n,fd=7", "-netdev", "user,id=u",
-        "-chardev", "socket,id=c,path=/run/c,server=on", "-daemonize",
-    )  # fmt: skip
-    remarks = preflight.examine(old, NEW).remarks
-    assert [remark.split(":")[0].split()[0] for remark in remarks] == [
-        "-netdev",
-        "-netdev",
-        "-chardev",
-        "-daemonize",
-    ]
-
-
 def test_options_are_read_as_qemu_reads_them() -> None:
-    assert running.values("socket,id=a,path=/x,,y,server") == {
-        "": "socket",
-        "id": "a",
-        "path": "/x,y",
-        "server": "server",
-    }
     argv = ("qemu", "-chardev", "socket,id=m,path=/run/m", "--mon", "chardev=m,mode=control")
     assert running.monitor_of(1, argv) == Path("/run/m")
     assert running.monitor_of(1, ("qemu", "-qmp", "unix:/run/q,server=on")) == Path("/run/q")
@@ -171,21 +148,45 @@ def test_a_running_one_is_asked_and_nothing_more(
         "query-status": {"status": "running"},
         "query-kvm": {"enabled": False},
         "query-migrate": {"blocked-reasons": ["so it is"]},
+        "query-block": [
+            {"device": "a", "inserted": {"image": {"filename": "/images/new.qcow2"}}},
+            {"device": "b", "inserted": {"image": {"filename": "/images/b.qcow2"}}},
+            {"device": "cd"},
+        ],
         "qom-get": "pc-q35-10.0-machine",
     }
     asked: list[str] = []
 
-    def answer(command: str, _arguments: dict[str, Any]) -> dict[str, Any]:
+    def answer(command: str, arguments: dict[str, Any]) -> dict[str, Any]:
         asked.append(command)
+        if command == "qom-list":
+            return {"return": devices.get(arguments["path"], [])}
+        if arguments.get("property") == "hotplugged":
+            return {"return": arguments["path"].endswith("late")}
         return {"return": answers[command]}
 
-    argv = ("/old/qemu-system-x86_64", "-device", "ivshmem-plain,memdev=window")
+    devices = {
+        "/machine/peripheral": [
+            {"name": "type", "type": "string"},
+            {"name": "early", "type": "child<x>"},
+            {"name": "late", "type": "child<x>"},
+        ]
+    }
+    argv = (
+        "/old/qemu-system-x86_64", "-device", "ivshmem-plain,memdev=window",
+        "-device", "x,id=early", "-device", '{"driver": "x", "id": "gone"}', "-drive", "file=b.qcow2",
+    )  # fmt: skip
     monkeypatch.setattr(running, "command_line", lambda _pid: argv)
     with fake_qemu(sockets / "qmp", answer):
         found = running.look(str(sockets / "qmp"))
     assert (found.machine, found.accel, found.state) == ("pc-q35-10.0", "tcg", "running")
     assert found.ram == (Backend("pc.ram", 2**30, share=False),)
     assert found.blockers == ("so it is",)
+    assert found.changes == (
+        "device gone was taken out while the guest ran",
+        "device late was plugged in while the guest ran",
+        "the image of a is /images/new.qcow2 by now",
+    )
     # Nothing that changes anything.
-    assert all(command.startswith("query-") or command == "qom-get" for command in asked)
+    assert all(re.match(r"query-|qom-get|qom-list", command) for command in asked)
     assert json.loads(preflight.examine(found, NEW).model_dump_json())["ram_bytes"] == 2**30
