@@ -89,10 +89,9 @@ def plan(what: str, new: Binary, wanted: str) -> Plan:
     """Look at a QEMU; raise PreconditionError with every reason when it cannot be upgraded."""
     found = running.look(what)
     seen = preflight.examine(found, new)
-    way = next((one for one in seen.ways if one.mechanism in {wanted, seen.best}), seen.ways[0])
-    if wanted != "auto":
-        mechanisms.named(wanted)
-        way = next(one for one in seen.ways if one.mechanism == wanted)
+    chosen = mechanisms.named(seen.best or seen.ways[0].mechanism if wanted == "auto" else wanted)
+    assert chosen is not None
+    way = next(one for one in seen.ways if one.mechanism == chosen.name)
     reasons = list(way.reasons)
     if found.state != "running":
         reasons.append(f"the guest is {found.state}; let it run first")
@@ -101,8 +100,6 @@ def plan(what: str, new: Binary, wanted: str) -> Plan:
             f"process {found.pid} cannot be upgraded by {way.mechanism}: {'; '.join(reasons)}",
             hint=f"all ways: ./pageflip preflight {what} --new {new.path}",
         )
-    chosen = mechanisms.named(way.mechanism)
-    assert chosen is not None
     return Plan(found, seen, chosen, preflight.successor(found, new))
 
 

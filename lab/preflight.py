@@ -105,11 +105,19 @@ def examine(found: Running, new: Binary) -> Preflight:
         new_version=new.version,
         available_bytes=free,
         ways=ways,
-        best=next((way.mechanism for way in ways if way.possible), None),
+        best=_best(ways, found),
         basis=_BASIS,
         new_argv=made.argv,
         remarks=made.remarks,
     )
+
+
+def _best(ways: list[Way], found: Running) -> str | None:
+    """Return the best way that is possible: shared memory need not be copied by what hands it over."""
+    possible = [way.mechanism for way in ways if way.possible]
+    if "handover" in possible and any(backend.share for backend in found.ram):
+        return "handover"
+    return next(iter(possible), None)
 
 
 def successor(found: Running, new: Binary) -> Successor:

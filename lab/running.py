@@ -133,7 +133,9 @@ def _listener(path: Path) -> int:
 
 
 @contextmanager
-def _connected(pid: int, path: Path) -> Iterator[Monitor]:
+def connected(pid: int, path: Path) -> Iterator[Monitor]:
+    """Talk to a QEMU's monitor for as long as the block lasts; raise PreconditionError."""
+
     def alive() -> None:
         if not Path(f"/proc/{pid}").exists():
             raise UsageError(f"process {pid} has ended")
@@ -158,7 +160,7 @@ def look(what: str) -> Running:
     """
     pid, path = find(what)
     argv = command_line(pid)
-    with _connected(pid, path) as qmp:
+    with connected(pid, path) as qmp:
 
         def ask(command: str, **arguments: str) -> Any:
             return qmp.execute(command, arguments, Deadline.after(_ANSWER_S, command))

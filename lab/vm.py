@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from lab import cmdline, run, tracelog
+from lab import run, tracelog
 from lab.channel import Control, Heart, agent_lines
 from lab.cmdline import Invocation, Machine
 from lab.deadline import Deadline, DeadlineError
@@ -133,7 +133,7 @@ class VmFactory:
     def start(self, name: str, machine: Machine) -> Vm:
         """Start a QEMU and return at once; its monitor is not connected yet."""
         control, heart = self._lines(machine)
-        argv = cmdline.argv(machine)
+        argv = machine.argv()
         log = self.directory / f"{name}.log"
         log.write_text(f"+ {run.command_line(argv)}\n", encoding="utf-8")
         process = self.stack.enter_context(

@@ -78,6 +78,7 @@ def test_an_ordinary_guest() -> None:
 def test_a_guest_on_shared_memory() -> None:
     assert "flip" not in possible(qemu(share=True))
     assert {"handover", "gift"} <= possible(qemu(share=True))
+    assert preflight.examine(qemu(share=True), NEW).best == "handover"
     assert "cpr-transfer" not in possible(qemu(share=True))
     assert "cpr-transfer" in possible(qemu(share=True, aux=True))
     on_file = ("-object", "memory-backend-file,id=pc.ram,mem-path=/dev/shm/x,size=2G,share=on")
@@ -174,7 +175,8 @@ def test_a_running_one_is_asked_and_nothing_more(
     }
     argv = (
         "/old/qemu-system-x86_64", "-device", "ivshmem-plain,memdev=window",
-        "-device", "x,id=early", "-device", '{"driver": "x", "id": "gone"}', "-drive", "file=b.qcow2",
+        "-device", "x,id=early", "-device", '{"driver": "x", "id": "gone"}',
+        "-drive", "file=b.qcow2",
     )  # fmt: skip
     monkeypatch.setattr(running, "command_line", lambda _pid: argv)
     with fake_qemu(sockets / "qmp", answer):

@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""``pageflip upgrade --pid``: QEMUs that were started by hand, as anybody starts them.
+
+The lab's agent is in the guest all the same, so that what is claimed can be checked: it connects
+to sockets by their names, and the new QEMU finds another listener there.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import avocado
+
+from lab import build, firmware, guest, live, mechanisms, running
+from lab.channel import Control, Heart, agent_lines
+from lab.cmdline import BOARDS, Backing, Machine
+from lab.deadline import Deadline
+from lab.errors import PreconditionError
+from lab.layout import Layout, socket_directory
+from lab.live import Moved, Mover
+from lab.measure import downtime, integrity
+from lab.model import Outcome
+from lab.vm import Vm, factory
+
+_USUAL = ("-pidfile", "{sockets}/pid", "-monitor", "unix:{sockets}/hmp,server,nowait")
+_NEVER = ["-chardev", "socket,id=never,path={sockets}/never"]
+
+
+@dataclasses.dataclass(frozen=True)
+class ByHand(Machine):
+    """A guest of the lab's, with what somebody wrote beside it."""
+
+    more: tuple[str, ...] = ()
+
+    def argv(self) -> list[str]:
+        """Return the command line."""
+        return [*super().argv(), *(word.format(sockets=self.sockets) for word in self.more)]
+
+
+@dataclasses.dataclass
+class Guest:
+    """A running one, and how to hear of it once it has moved."""
+
+    vm: Vm
+    control: Control
+    heart: Heart
+
+    @property
+    def qmp(self) -> Path:
+        """The socket that management has."""
+        return self.vm.machine.qmp
+
+
+class Live(avocado.Test):
+    """Each guest's memory is filled and rewritten, and checked to the last page afterwards.
+
+    :avocado: tags=thorough
+    """
+
+    timeout = 600
+
+    def setUp(self) -> None:
+        """Build what is needed."""
+        self.layout = dataclasses.replace(Layout.default(), out=Path(self.outputdir))
+        self.old = build.binary_of(self.layout, self.params.get("old", default="10.0"))
+        self.new = build.binary_of(self.layout, self.params.get("new", default="10.2"))
+        if mechanisms.Flip().missing(self.old, self.new):
+            self.cancel("one of both QEMUs is without the series")
+
+    @contextmanager
+    def by_hand(
+        self, *more: str, ram: str = "512", backing: Backing = Backing.PRIVATE
+    ) -> Iterator[Guest]:
+        """Start a guest and let its memory change."""
+        image = guest.build("tiny", self.layout)
+        directory = self.layout.new_run()
+        with ExitStack() as stack:
+            sockets = stack.enter_context(socket_directory()) / "vm"
+            start = stack.enter_context(factory(directory, None))
+            vm = start.boot(
+                "hand",
+                ByHand(
+                    qemu=self.old.path,
+                    firmware=firmware.prepare(self.layout),
+                    kernel=image.kernel,
+                    initrd=image.initrd,
+                    append=image.append,
+                    sockets=sockets,
+                    serial_log=directory / "serial.log",
+                    accel="tcg",
+                    ram_bytes=int(ram) * 2**20,
+                    machine_type=BOARDS["q35"],
+                    backing=backing,
+                    more=(
+                        "-pidfile",
+                        "{sockets}/pid",
+                        "-monitor",
+                        "unix:{sockets}/hmp,server,nowait",
+                        *more,
+                    ),
+                ),
+            )
+            integrity.fill(vm.control, self.touched, 20 * 2**20, lambda _done, _total: None)
+            vm.monitor.close()  # it talks to one client at a time
+            for path in (vm.machine.control, vm.machine.heartbeat):
+                path.unlink()
+            control, heart = stack.enter_context(
+                agent_lines(vm.machine.control, vm.machine.heartbeat)
+            )
+            yield Guest(vm, control, heart)
+
+    touched = 128 * 2**20
+
+    def upgraded(self, one: Guest, moved: Moved) -> None:
+        """Assert that the guest is whole, and that management finds it where it was."""
+        self.assertEqual((moved.outcome, moved.failure), (Outcome.UPGRADED, ""))
+        one.heart.wait(500, Deadline.after(60, "the guest's heart beats"), lambda: None)
+        report = integrity.check(one.control, self.touched)
+        self.assertEqual(report.status["bad_pages"], 0, report)
+        self.assertEqual(report.full_pass["pages_checked"] * 4096, self.touched)
+        beats = downtime.count(one.vm.heart.beats, one.heart.beats, 0)
+        self.assertEqual(beats.doubled, 0)
+        self.assertTrue(one.vm.dead)
+        there = running.look(str(one.qmp))
+        self.assertEqual((there.pid, there.binary.version), (moved.new_pid, self.new.version))
+        pid = (one.vm.machine.sockets / "pid").read_text(encoding="ascii")
+        self.assertEqual(int(pid), moved.new_pid)
+        self.nothing_beside(one)
+
+    def nothing_beside(self, one: Guest) -> None:
+        """Assert that every file has its name, and there is no other one."""
+        names = {path.name for path in one.vm.machine.sockets.iterdir()}
+        self.assertEqual(names, {"control", "heartbeat", "hmp", "pid", "qmp"})
+
+    def move(self, *guests: Guest, wanted: str = "auto") -> list[Moved]:
+        """Do what the verb does."""
+        plans = [live.plan(str(one.vm.pid), self.new, wanted) for one in guests]
+        return Mover(self.layout).all(plans, 1)
+
+    def test_plain(self) -> None:
+        """A plain ``-m 2G``, which moves by flip, and could once more."""
+        with self.by_hand(ram="2048") as one:
+            (moved,) = self.move(one)
+            self.assertEqual(moved.mechanism, "flip")
+            self.upgraded(one, moved)
+            again = live.plan(str(one.qmp), self.new, "auto")
+            self.assertEqual(again.found.pid, moved.new_pid)
+
+    def test_shared(self) -> None:
+        """Memory with share=on: the lab starts the new QEMU, and leaves it there."""
+        with self.by_hand(backing=Backing.MEMFD) as one:
+            (moved,) = self.move(one)
+            self.assertEqual(moved.mechanism, "handover")
+            with self.assertRaises(PreconditionError):
+                live.plan(str(moved.new_pid), self.new, "flip")
+            try:
+                self.upgraded(one, moved)
+            finally:
+                self.end(moved.new_pid)
+
+    def end(self, pid: int) -> None:
+        """End a QEMU that was let go."""
+        with running.connected(pid, running.find(str(pid))[1]) as qmp:
+            qmp.execute("quit")
+        for _ in Deadline.after(30, "it ends").poll(0.01):
+            if not Path(f"/proc/{pid}").exists():
+                return
+
+    def test_refused(self) -> None:
+        """A blocker, and a device that the new QEMU lacks: the guest is not touched."""
+        window = "memory-backend-memfd,id=window,size=1M,share=on"
+        blocked = ["-object", window, "-device", "ivshmem-plain,memdev=window,master=off"]
+        with self.by_hand(*blocked) as one, self.assertRaises(PreconditionError) as refused:
+            self.move(one)
+        self.assertIn("blocked: ", str(refused.exception))
+
+    def test_the_one_that_does_not_move_is_the_last(self) -> None:
+        """Of three the second one's new QEMU cannot start; the third is not begun."""
+        with ExitStack() as stack:
+            first = stack.enter_context(self.by_hand())
+            second = stack.enter_context(self.by_hand("-chardev", "null,id=once"))
+            third = stack.enter_context(self.by_hand())
+            plans = [live.plan(str(one.vm.pid), self.new, "auto") for one in (first, second, third)]
+            plans[1].successor.argv.extend(word.format(sockets="/nowhere") for word in _NEVER)
+            moved = Mover(self.layout).all(plans, 1)
+            self.assertEqual([one.pid for one in moved], [first.vm.pid, second.vm.pid])
+            self.upgraded(first, moved[0])
+            self.assertEqual(moved[1].outcome, Outcome.ROLLED_BACK)
+            for one in (second, third):
+                there = running.look(str(one.qmp))
+                self.assertEqual((there.pid, there.state), (one.vm.pid, "running"))
+                self.assertEqual(
+                    integrity.check(one.vm.control, self.touched).status["bad_pages"], 0
+                )
+                self.nothing_beside(one)
