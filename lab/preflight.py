@@ -113,7 +113,7 @@ def examine(found: Running, new: Binary) -> Preflight:
 
 
 def _best(ways: list[Way], found: Running) -> str | None:
-    """Return the best way that is possible: shared memory need not be copied by what hands it over."""
+    """Return the best way that is possible; shared memory is handed over without a copy."""
     possible = [way.mechanism for way in ways if way.possible]
     if "handover" in possible and any(backend.share for backend in found.ram):
         return "handover"

@@ -13,6 +13,7 @@ from pathlib import Path
 import avocado
 
 from lab import build, firmware, guest, live, mechanisms, running
+from lab import run as process
 from lab.channel import Control, Heart, agent_lines
 from lab.cmdline import BOARDS, Backing, Machine
 from lab.deadline import Deadline
@@ -164,7 +165,7 @@ class Live(avocado.Test):
         with running.connected(pid, running.find(str(pid))[1]) as qmp:
             qmp.execute("quit")
         for _ in Deadline.after(30, "it ends").poll(0.01):
-            if not Path(f"/proc/{pid}").exists():
+            if process.Foreign(pid).poll() is not None:  # it is a child of this process
                 return
 
     def test_refused(self) -> None:
