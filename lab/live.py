@@ -187,7 +187,8 @@ def _successor(
         yield Qemu("new", command, process.ChildOf(found.pid, helpers), log), lambda: None
         return
     argv = [*_as_user(found.pid), *command.argv()]
-    with process.lent(argv, log=log, cwd=found.cwd) as lent:
+    umask = int(_status(found.pid, "Umask"), base=8)
+    with process.lent(argv, log=log, cwd=found.cwd, umask=umask) as lent:
         yield Qemu("new", command, lent.process, log), lent.keep
 
 
@@ -196,13 +197,18 @@ def _owner(pid: int) -> tuple[int, int]:
     return status.st_uid, status.st_gid
 
 
+def _status(pid: int, name: str) -> str:
+    """Return a field of a process's status (proc_pid_status(5))."""
+    told = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
+    return told.partition(f"\n{name}:")[2].partition("\n")[0].strip()
+
+
 def _as_user(pid: int) -> list[str]:
     """Return what goes before a command for it to run as the user of process `pid`."""
     user, group = _owner(pid)
     if user == os.geteuid():
         return []
-    told = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
-    groups = told.partition("Groups:")[2].partition("\n")[0].split()
+    groups = _status(pid, "Groups").split()
     more = ["--groups", ",".join(groups)] if groups else ["--clear-groups"]
     return ["setpriv", "--reuid", str(user), "--regid", str(group), *more, "--"]
 

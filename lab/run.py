@@ -165,7 +165,7 @@ class Lent:
 
 
 @contextmanager
-def lent(argv: Argv, *, log: Path, cwd: Path) -> Iterator[Lent]:
+def lent(argv: Argv, *, log: Path, cwd: Path, umask: int) -> Iterator[Lent]:
     """Start a child for somebody else; end it when the block is left, unless it is kept.
 
     What the user asked for has to go on when the lab is gone: it is the one child that the kernel
@@ -180,6 +180,7 @@ def lent(argv: Argv, *, log: Path, cwd: Path) -> Iterator[Lent]:
                 stderr=subprocess.STDOUT,
                 cwd=cwd,
                 env=environment(),
+                umask=umask,
                 start_new_session=True,
             )
         except OSError as error:

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
 from lab import live, options
+from lab import run as process
 from lab.errors import PreconditionError, UsageError
 from lab.layout import Layout
 from lab.live import Invocation, Moved, Mover, Plan
@@ -96,6 +98,24 @@ def test_the_new_qemu_is_the_same_users(monkeypatch: pytest.MonkeyPatch) -> None
     words = live._as_user(os.getpid())
     assert words[:5] == ["setpriv", "--reuid", "4711", "--regid", "4712"]
     assert words[-1] == "--"
+
+
+def test_new_files_have_the_old_ones_permissions(tmp_path: Path) -> None:
+    for umask in (0o27, 0o77):
+        made, log = tmp_path / f"{umask}", tmp_path / "log"
+        with process.lent(["touch", made], log=log, cwd=tmp_path, umask=umask) as lent:
+            assert lent.process.wait(10) == 0
+        assert made.stat().st_mode & 0o777 == 0o666 & ~umask
+    assert re.fullmatch("0[0-7]+", live._status(os.getpid(), "Umask"))
+
+
+def test_what_is_kept_outlives_the_block(tmp_path: Path) -> None:
+    for keep in (True, False):
+        with process.lent(["sleep", "60"], log=tmp_path / "log", cwd=tmp_path, umask=0) as lent:
+            if keep:
+                lent.keep()
+        assert (lent.process.poll() is None) is keep
+        process.end(lent.process)
 
 
 class Found:
