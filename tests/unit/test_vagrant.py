@@ -30,6 +30,16 @@ def test_the_machine_is_set_up_by_commands_that_there_are() -> None:
     found = re.search(r"<<~SCRIPT\n(.*?)\n  SCRIPT", FILE.read_text(), re.DOTALL)
     assert found
     lines = [line.strip() for line in found[1].splitlines()]
-    assert lines[-1] == "./pageflip doctor"
+    assert lines[-1] == "sg kvm -c './pageflip doctor'"
     for line in lines:
-        assert line.split()[0] in {"set", "cd", "./pageflip"}
+        assert line.split()[0] in {"set", "sudo", "cd", "./pageflip", "sg"}
+
+
+def test_what_is_made_for_this_host_is_not_copied() -> None:
+    # tests/hosts/provision reads the line by these words.
+    found = re.search(r"rsync__exclude: \[(.*)\]", FILE.read_text())
+    assert found
+    ignored = (CHECKOUT / ".gitignore").read_text().splitlines()
+    excluded = {word.strip().strip('"') for word in found[1].split(",")}
+    assert {".venv/", "build/", "out/"} == excluded
+    assert {f"/{one}" for one in excluded} <= set(ignored)
