@@ -37,11 +37,12 @@ _GUEST_SCRIPTS = (
     *(f"guests/debian/{name}" for name in ("assemble", "customize", "init")),
     *(f"guests/debian/files/usr/local/lib/pageflip/{name}" for name in ("cpu", "database", "disk")),
 )
+_HOST_SCRIPTS = ("tests/hosts/provision",)
 STEPS = (
     Step("ruff", (f"{_BIN}/ruff", "check", "--quiet", ".")),
     Step("format", (f"{_BIN}/ruff", "format", "--check", "--quiet", ".")),
     Step("mypy", (f"{_BIN}/mypy",)),
-    Step("shellcheck", ("shellcheck", "pageflip", ".ci/run", *_GUEST_SCRIPTS)),
+    Step("shellcheck", ("shellcheck", "pageflip", ".ci/run", *_GUEST_SCRIPTS, *_HOST_SCRIPTS)),
     Step("unit", (f"{_BIN}/pytest", "-q", "-n", "auto", "tests/unit"), "--junitxml"),
     Step("patches", (f"{_BIN}/pytest", "-q", "tests/patches"), "--junitxml", slow=True),
     Step("avocado", (f"{_BIN}/avocado", "run", "tests/avocado"), "--xunit", slow=True),
