@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help=f"mechanism that ratios are taken to (default: {_REFERENCE}, or else the first)",
     )
-    options.add_shared(parser, dirty_rate="0")
+    options.add_shared(parser, dirty_rate="0", several=True)
     add(
         "--baseline",
         type=Path,
@@ -87,7 +87,8 @@ def parse(given: argparse.Namespace) -> Request:
         mechanisms.named(split(name)[0])
     ram = given.ram.split(",")
     _refuse_doubles("--mechanisms", names)
-    _refuse_doubles("--ram", [options.size(text) for text in ram])
+    for option, sizes in (("--ram", ram), ("--dirty-rate", given.dirty_rate.split(","))):
+        _refuse_doubles(option, [options.size(text) for text in sizes])
     if given.repeats < 1:
         raise UsageError(f"--repeats {given.repeats}: at least one round has to count")
     reference = given.reference or (_REFERENCE if _REFERENCE in names else names[0])
@@ -142,9 +143,15 @@ class Session:
 
     def _left(self, slots: Sequence[Slot]) -> list[Slot]:
         turns: list[Turn] = [*self.bench.runs, *self.bench.troubles]
-        done = {(turn.round, turn.ram_bytes, turn.mechanism) for turn in turns}
+        done = {(turn.round, turn.case) for turn in turns}
+        # What a mechanism lacks, it lacks whatever the guest rewrites.
         never = {(entry.ram_bytes, entry.mechanism) for entry in self.bench.inapplicable}
-        return [s for s in slots if (s.round, *s.pair) not in done and s.pair not in never]
+        return [
+            slot
+            for slot in slots
+            if (slot.round, slot.case) not in done
+            and (slot.load.ram_bytes, slot.label) not in never
+        ]
 
     def _once(self, slot: Slot) -> str:
         """Do one run, keep what came of it, and return it in a few words.
@@ -174,9 +181,8 @@ class Session:
 
     @staticmethod
     def _not_run(slot: Slot, error: CannotTellError) -> NotRun:
-        ram_bytes, mechanism = slot.pair
         return NotRun(
-            round=slot.round, ram_bytes=ram_bytes, mechanism=mechanism, reason=error.message
+            round=slot.round, **slot.load._asdict(), mechanism=slot.label, reason=error.message
         )
 
     def _same_qemus(self, slot: Slot, result: Result) -> dict[str, object]:
@@ -205,7 +211,9 @@ class Session:
             return ""
         everything = [run.took_s for run in runs]
         seconds = sum(
-            statistics.mean([r.took_s for r in runs if r.ram_bytes == slot.pair[0]] or everything)
+            statistics.mean(
+                [r.took_s for r in runs if r.ram_bytes == slot.load.ram_bytes] or everything
+            )
             for slot in left
         )
         time_left = f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lab.figures import Bench, Figures, Row, Run, Turn
+from lab.figures import Bench, Figures, Load, Row, Run, Turn
 from lab.model import Side
 from lab.record import write_whole
 from lab.statistics import Estimate
@@ -29,6 +29,8 @@ TITLES = {
     "huge_pages_kept": "huge pages kept",
 }
 assert set(TITLES) == set(Figures.model_fields)
+#: The parts of a load in words, and as the heading of a column in MiB.
+_LOADS = {"ram_bytes": ("RAM size", "RAM MiB"), "dirty_rate": ("dirty rate", "rewritten MiB/s")}
 #: The figures whose ratio has a column of its own.
 _RATIOS = {"pause_outside_ms": "pause, outside", "total_ms": "total"}
 #: With fewer runs than this the median's interval cannot be narrower than their range.
@@ -39,14 +41,14 @@ _LABEL_WIDTH, _CELL_WIDTH, _BARE_WIDTH, _FILE_WIDTH = 12, 16, 6, 132
 
 
 def show(bench: Bench, console: Console | None = None) -> None:
-    """Print a bench to stdout, one table for each RAM size; intervals where there is room."""
+    """Print a bench to stdout, one table for each load; intervals where there is room."""
     console = console or Console(highlight=False)
     if not console.is_terminal:
         console = Console(file=console.file, width=_FILE_WIDTH, highlight=False)
-    for ram_bytes, rows in by_ram(bench):
+    for load, rows in by_load(bench):
         intervals = _LABEL_WIDTH + _CELL_WIDTH * len(rows) <= console.width
         for some in _fitting(rows, console.width) if not intervals else [rows]:
-            console.print(_screen(bench, ram_bytes, some, intervals=intervals), "")
+            console.print(_screen(bench, load, some, intervals=intervals), "")
     for line in remarks(bench):
         console.print(Text(line))
 
@@ -65,9 +67,9 @@ def _fitting(rows: Sequence[Row], width: int) -> Iterator[list[Row]]:
     yield some
 
 
-def _screen(bench: Bench, ram_bytes: int, rows: Sequence[Row], *, intervals: bool) -> Table:
-    """Return the table of a RAM size with a column for each mechanism: narrower than the page's."""
-    table = Table(title=ram_title(bench, ram_bytes), title_justify="left", box=None, pad_edge=False)
+def _screen(bench: Bench, load: Load, rows: Sequence[Row], *, intervals: bool) -> Table:
+    """Return the table of a load with a column for each mechanism: narrower than the page's."""
+    table = Table(title=load_title(bench, load), title_justify="left", box=None, pad_edge=False)
     table.add_column("", min_width=_LABEL_WIDTH)
     for row in rows:
         table.add_column(row.mechanism, justify="right", no_wrap=True, overflow="fold")
@@ -94,8 +96,8 @@ def markdown(bench: Bench) -> Iterator[str]:
     yield from (f"- {line}" for line in (*circumstances(bench), *remarks(bench)))
     if not bench.finished:
         yield "- not finished: some runs are still to be done"
-    for ram_bytes, rows in by_ram(bench):
-        yield from ("", f"## {ram_title(bench, ram_bytes)}", "")
+    for load, rows in by_load(bench):
+        yield from ("", f"## {load_title(bench, load)}", "")
         body = [
             [f"`{row.mechanism}`", runs(row), *(" ".join(cell).strip() for cell in cells(row))]
             for row in rows
@@ -104,13 +106,13 @@ def markdown(bench: Bench) -> Iterator[str]:
         yield from ("", "<details><summary>Every figure</summary>", "")
         yield from _table(*_every_figure(bench, rows))
         yield from ("", "</details>")
-    sizes = list(dict.fromkeys(row.ram_bytes for row in bench.summary))
-    if len(sizes) > 1:
-        yield from ("", "## Pause and total against RAM size")
+    if differ := what_differs(bench.summary):
+        names = " and ".join(_LOADS[name][0] for name in differ)
+        yield from ("", f"## Pause and total against {names}")
         for mechanism in dict.fromkeys(row.mechanism for row in bench.summary):
             mine = [row for row in bench.summary if row.mechanism == mechanism]
             yield from ("", f"### `{mechanism}`", "")
-            yield from _table(*_growth(mine))
+            yield from _table(*_growth(mine, differ))
 
 
 def one_line(run: Run) -> str:
@@ -191,16 +193,21 @@ def _every_figure(bench: Bench, rows: Sequence[Row]) -> tuple[list[str], list[li
     return heading, body
 
 
-def _growth(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+def what_differs(rows: Sequence[Row]) -> list[str]:
+    """Return which parts of the load there are several of."""
+    return [name for name in _LOADS if len({getattr(row, name) for row in rows}) > 1]
+
+
+def _growth(rows: Sequence[Row], differ: Sequence[str]) -> tuple[list[str], list[list[str]]]:
     names = [name for name in TITLES if name.endswith("_ms")]
     body = [
         [
-            f"{row.ram_bytes // _MIB}",
+            *(f"{getattr(row, name) / _MIB:g}" for name in differ),
             *(" ".join(_cell(row.figures.get(name), digits)).strip() for name in names),
         ]
         for row in rows
     ]
-    return ["RAM MiB", *(TITLES[name] for name in names)], body
+    return [*(_LOADS[name][1] for name in differ), *(TITLES[name] for name in names)], body
 
 
 def _table(heading: Sequence[str], body: Iterable[Sequence[str]]) -> Iterator[str]:
@@ -209,18 +216,21 @@ def _table(heading: Sequence[str], body: Iterable[Sequence[str]]) -> Iterator[st
     yield from (f"| {' | '.join(cells)} |" for cells in body)
 
 
-def by_ram(bench: Bench) -> Iterator[tuple[int, list[Row]]]:
-    """Yield each RAM size with its rows, once there is more than a warm-up to show."""
-    for ram_bytes in dict.fromkeys(row.ram_bytes for row in bench.summary):
-        rows = [row for row in bench.summary if row.ram_bytes == ram_bytes]
+def by_load(bench: Bench) -> Iterator[tuple[Load, list[Row]]]:
+    """Yield each load with its rows, once there is more than a warm-up to show."""
+    for load in dict.fromkeys(row.load for row in bench.summary):
+        rows = [row for row in bench.summary if row.load == load]
         if any(row.figures or row.failed for row in rows):
-            yield ram_bytes, rows
+            yield load, rows
 
 
-def ram_title(bench: Bench, ram_bytes: int) -> str:
-    """Return what the part of a RAM size is called."""
-    touched = next(run.touched_bytes for run in bench.runs if run.ram_bytes == ram_bytes)
-    return f"{ram_bytes // _MIB} MiB of RAM, {touched // _MIB} MiB of it filled"
+def load_title(bench: Bench, load: Load) -> str:
+    """Return what the part of a load is called."""
+    touched = next(run.touched_bytes for run in bench.runs if run.ram_bytes == load.ram_bytes)
+    return (
+        f"{load.ram_bytes // _MIB} MiB of RAM, {touched // _MIB} MiB of it filled"
+        f"{bench.request.rate_words(load)}"
+    )
 
 
 def runs(row: Row) -> str:
@@ -269,7 +279,8 @@ def remarks(bench: Bench) -> Iterator[str]:
         )
     for run in bench.runs:
         if run.faults:
-            yield f"failed: {_where(run)}: {flat('; '.join(run.faults))} ({run.run_directory})"
+            reasons = flat("; ".join(run.faults))
+            yield f"failed: {_where(bench, run)}: {reasons} ({run.run_directory})"
     lacking: dict[tuple[str, str], list[str]] = {}
     for entry in bench.inapplicable:
         sizes = lacking.setdefault((entry.mechanism, flat(entry.reason)), [])
@@ -277,8 +288,8 @@ def remarks(bench: Bench) -> Iterator[str]:
     for (mechanism, reason), sizes in lacking.items():
         yield f"not possible: {mechanism}, {', '.join(sizes)} MiB: {reason}"
     for entry in bench.troubles:
-        yield f"the lab could not tell: {_where(entry)}: {flat(entry.reason)}"
+        yield f"the lab could not tell: {_where(bench, entry)}: {flat(entry.reason)}"
 
 
-def _where(entry: Turn) -> str:
-    return f"{entry.mechanism}, {entry.ram_bytes // _MIB} MiB, round {entry.round}"
+def _where(bench: Bench, entry: Turn) -> str:
+    return f"{entry.mechanism}, {bench.request.words(entry.load)}, round {entry.round}"

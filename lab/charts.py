@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
@@ -75,12 +76,44 @@ def one_figure(rows: Sequence[Row], name: str, title: str, y: str, *, log: bool)
     return _styled(figure, title, y, 300)
 
 
-def scaling(rows: Sequence[Row]) -> go.Figure:
-    """The pause from outside against the guest's RAM, a line for each mechanism."""
-    figure = go.Figure()
+@dataclass(frozen=True)
+class Axis:
+    """A part of the load that the pause is shown against."""
+
+    name: str
+    unit: str
+    factor: int
+    log: bool
+    #: The other part, of which each value has a chart of its own.
+    other: str
+
+
+AXES = {
+    "ram_bytes": Axis("RAM", "guest RAM, GiB", 2**30, True, "dirty_rate"),
+    "dirty_rate": Axis("dirty rate", "rewritten, MiB/s", _MIB, False, "ram_bytes"),
+}
+
+
+def scaling(rows: Sequence[Row], part: str) -> list[go.Figure]:
+    """The pause from outside against a part of the load, for each value of the other part."""
+    other = AXES[part].other
+    values = sorted({getattr(row, other) for row in rows})
+    figures = []
+    for value in values:
+        title = "Pause from outside"
+        if len(values) > 1:
+            title += f", {AXES[other].unit}: {value / AXES[other].factor:g}"
+        mine = [row for row in rows if getattr(row, other) == value]
+        figures.append(_against(mine, part, title))
+    return figures
+
+
+def _against(rows: Sequence[Row], part: str, title: str) -> go.Figure:
+    """A line for each mechanism."""
+    figure, axis = go.Figure(), AXES[part]
     for number, mechanism in enumerate(dict.fromkeys(row.mechanism for row in rows)):
         points = [
-            (row.ram_bytes / 2**30, row.figures["pause_outside_ms"].median)
+            (getattr(row, part) / axis.factor, row.figures["pause_outside_ms"].median)
             for row in rows
             if row.mechanism == mechanism and "pause_outside_ms" in row.figures
         ]
@@ -91,10 +124,11 @@ def scaling(rows: Sequence[Row]) -> go.Figure:
             mode="lines+markers",
             line={"color": _COLOURS[number % len(_COLOURS)]},
         )
-    sizes = sorted({row.ram_bytes / 2**30 for row in rows})
-    figure.update_xaxes(type="log", tickvals=sizes, title_text="guest RAM, GiB")
+    ticks = sorted({getattr(row, part) / axis.factor for row in rows})
+    how = "log" if axis.log else "linear"  # a rate may be nothing
+    figure.update_xaxes(type=how, tickvals=ticks, title_text=axis.unit)
     figure.update_yaxes(**_LOG)
-    return _styled(figure, "Pause from outside against RAM (both logarithmic)", "ms", 420)
+    return _styled(figure, title, "ms (logarithmic)", 420)
 
 
 def timeline(line: Timeline) -> go.Figure:

@@ -107,10 +107,12 @@ def show(before: Bench, after: Bench, console: Console) -> None:
         return
     table = Table(box=None, pad_edge=False)
     words, numbers = ("mechanism", "figure"), ("before", "after", "ratio", "95 % interval")
-    for title in ("RAM MiB", *words, *numbers, ""):
+    rates = len({change.dirty_rate for change in found}) > 1
+    for title in ("RAM MiB", *(["MiB/s"] if rates else []), *words, *numbers, ""):
         table.add_column(title, justify="right" if title in numbers else "left")
     for change in found:
-        table.add_row(*_cells(change))
+        rate = [f"{change.dirty_rate / _MIB:g}"] if rates else []
+        table.add_row(f"{change.ram_bytes // _MIB}", *rate, *_cells(change))
     console.print(table)
     shown = sum(bool(change.change and change.change.shown) for change in found)
     console.print(f"{shown} of {len(found)} figures differ by more than chance explains")
@@ -127,7 +129,6 @@ def _cells(change: Change) -> Sequence[str | Text]:
     if found and found.shown:
         says = "higher" if found.ratio > 1 else "lower"
     return (
-        str(change.ram_bytes // _MIB),
         change.mechanism,
         TITLES[change.figure],
         digits(change.before.median),

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from lab import mechanisms
+from lab import mechanisms, options
 from lab.cmdline import Backing
 from lab.model import Host, Memory, Model, Pages, Result, Side
 from lab.statistics import Estimate, estimate, ratios
@@ -21,6 +21,14 @@ from lab.verdict import faults
 
 #: The round whose runs are not counted.
 WARM_UP = 0
+_MIB = 2**20
+
+
+class Load(NamedTuple):
+    """What the guest is burdened with: mechanisms are compared where it is the same."""
+
+    ram_bytes: int
+    dirty_rate: int
 
 
 class Request(Model):
@@ -39,6 +47,25 @@ class Request(Model):
     pages: Pages = Pages.THP
     workload: str = ""
     cpus: int = 1
+
+    @property
+    def rates(self) -> list[str]:
+        """The dirty rates, as they were written."""
+        return self.dirty_rate.split(",")
+
+    @property
+    def loads(self) -> list[Load]:
+        """Every load, in the order asked for; raises UsageError for what is no size."""
+        rates = [options.size(rate) for rate in self.rates]
+        return [Load(options.size(ram), rate) for ram in self.ram for rate in rates]
+
+    def rate_words(self, load: Load) -> str:
+        """Return the dirty rate in words; nothing where it is the same everywhere."""
+        return f", {load.dirty_rate / _MIB:g} MiB/s rewritten" if len(self.rates) > 1 else ""
+
+    def words(self, load: Load) -> str:
+        """Return what tells a load from the others."""
+        return f"{load.ram_bytes // _MIB} MiB{self.rate_words(load)}"
 
     @property
     def command(self) -> str:
@@ -67,12 +94,28 @@ class Figures(Model):
     )
 
 
-class Turn(Model):
+class Case(Model):
+    """What is measured again and again: a mechanism under a load."""
+
+    ram_bytes: int
+    dirty_rate: int = Field(description="bytes a second that the guest rewrites")
+    mechanism: str
+
+    @property
+    def load(self) -> Load:
+        """The load alone."""
+        return Load(self.ram_bytes, self.dirty_rate)
+
+    @property
+    def case(self) -> tuple[Load, str]:
+        """Both, to be looked up by."""
+        return self.load, self.mechanism
+
+
+class Turn(Case):
     """Which run of a bench."""
 
     round: int = Field(description="0 is the warm-up, which is not counted")
-    ram_bytes: int
-    mechanism: str
 
 
 class Run(Turn):
@@ -94,11 +137,9 @@ class NotRun(Turn):
     reason: str
 
 
-class Row(Model):
-    """What the counted runs of one mechanism at one RAM size come to."""
+class Row(Case):
+    """What the counted runs of one mechanism under one load come to."""
 
-    ram_bytes: int
-    mechanism: str
     failed: int = Field(description="runs that failed, the warm-up's included")
     figures: dict[str, Estimate]
     ratios: dict[str, Estimate] = Field(
@@ -125,6 +166,17 @@ class Bench(Model):
     runs: list[Run] = Field(default_factory=list)
     summary: list[Row] = Field(default_factory=list)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _of_one_rate(cls, kept: Any) -> Any:
+        """Give every run the rate that was asked for, as long as there could not be several."""
+        parts = ("runs", "inapplicable", "troubles", "summary")
+        entries = [entry for part in parts for entry in kept.get(part, [])]
+        for entry in entries:
+            if isinstance(entry, dict) and "dirty_rate" not in entry:
+                entry["dirty_rate"] = options.size(kept["request"]["dirty_rate"])
+        return kept
+
 
 def run_of(result: Result, label: str, number: int, took_s: float, directory: str) -> Run:
     """Return what a bench keeps of `result`, which is called `label` in round `number`."""
@@ -132,6 +184,7 @@ def run_of(result: Result, label: str, number: int, took_s: float, directory: st
     return Run(
         round=number,
         ram_bytes=result.ram_bytes,
+        dirty_rate=result.dirty_rate,
         mechanism=label,
         faults=faults(result),
         figures=Figures(
@@ -164,10 +217,10 @@ def _huge_pages_kept(name: str, memory: Memory | None) -> float | None:
 
 
 def summarise(bench: Bench) -> list[Row]:
-    """Return one row for each RAM size and mechanism that was run, in the order asked for."""
+    """Return one row for each load and mechanism that was run, in the order asked for."""
     rows = []
-    for ram_bytes in dict.fromkeys(run.ram_bytes for run in bench.runs):
-        here = [run for run in bench.runs if run.ram_bytes == ram_bytes]
+    for load in bench.request.loads:
+        here = [run for run in bench.runs if run.load == load]
         reference = _by_round(run for run in here if run.mechanism == bench.request.reference)
         for mechanism in bench.request.mechanisms:
             mine = [run for run in here if run.mechanism == mechanism]
@@ -178,11 +231,7 @@ def summarise(bench: Bench) -> list[Row]:
 
 def values(bench: Bench, row: Row) -> dict[str, list[float]]:
     """Return for each figure of `row` what was measured in the rounds that count."""
-    mine = (
-        run
-        for run in bench.runs
-        if (run.ram_bytes, run.mechanism) == (row.ram_bytes, row.mechanism)
-    )
+    mine = (run for run in bench.runs if run.case == row.case)
     return {name: list(by_round.values()) for name, by_round in _by_round(mine).items()}
 
 
@@ -194,6 +243,7 @@ def _row(runs: list[Run], reference: dict[str, dict[int, float]]) -> Row:
     }
     return Row(
         ram_bytes=runs[0].ram_bytes,
+        dirty_rate=runs[0].dirty_rate,
         mechanism=runs[0].mechanism,
         failed=sum(bool(run.faults) for run in runs),
         figures={name: found for name, found in figures.items() if found},

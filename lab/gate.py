@@ -16,8 +16,7 @@ from dataclasses import dataclass
 
 from lab import figures
 from lab.errors import UsageError
-from lab.figures import Bench, Figures, Row
-from lab.model import Model
+from lab.figures import Bench, Case, Figures, Row
 from lab.statistics import Difference, Estimate, difference
 
 _CONDITION = re.compile(
@@ -27,16 +26,13 @@ _CONDITION = re.compile(
 #: The figure divided by the reference's, round by round.
 _RATIO = "ratio"
 _STATISTICS = ("median", "p95", "minimum", "maximum", _RATIO)
-_MIB = 2**20
 #: What differs is another measurement, however it comes out.
 _SAME = ("guest", "touch", "dirty_rate", "accel", "pages", "workload", "cpus")
 
 
-class Change(Model):
-    """One figure of one mechanism at one RAM size, in both benches."""
+class Change(Case):
+    """One figure of one mechanism under one load, in both benches."""
 
-    ram_bytes: int
-    mechanism: str
     figure: str
     before: Estimate
     after: Estimate
@@ -108,14 +104,14 @@ def changes(before: Bench, after: Bench) -> list[Change]:
     """Return every figure that both benches have."""
     found = []
     for row, values in _rows(after):
-        other = next((v for r, v in _rows(before) if _key(r) == _key(row)), {})
-        theirs = next((r for r in before.summary if _key(r) == _key(row)), None)
+        other = next((v for r, v in _rows(before) if r.case == row.case), {})
+        theirs = next((r for r in before.summary if r.case == row.case), None)
         for name, mine in row.figures.items():
             if theirs and (base := theirs.figures.get(name)):
                 change = difference(other[name], values[name])
                 found.append(
                     Change(
-                        ram_bytes=row.ram_bytes,
+                        **row.load._asdict(),
                         mechanism=row.mechanism,
                         figure=name,
                         before=base,
@@ -127,22 +123,23 @@ def changes(before: Bench, after: Bench) -> list[Change]:
 
 
 def alarms(conditions: Sequence[Condition], before: Bench | None, after: Bench) -> Iterator[str]:
-    """Yield a sentence for each condition that is met, for every RAM size.
+    """Yield a sentence for each condition that is met, for every load.
 
     Raises UsageError for a condition that nothing in the benches answers to: a gate that cannot
     close is worse than none.
     """
-    compared = {(*_key(c), c.figure): c for c in changes(before, after)} if before else {}
+    compared = {(c.case, c.figure): c for c in changes(before, after)} if before else {}
     for one in conditions:
         asked = False
         for row in after.summary:
             mine = one.measured(row)
             if one.mechanism not in {"*", row.mechanism} or mine is None:
                 continue
-            change = compared.get((*_key(row), one.figure))
+            change = compared.get((row.case, one.figure))
             asked = asked or not one.relative or change is not None
             if one.met(mine, change):
-                yield f"{one.text}: {_said(row, one, mine, change)}"
+                where = f"{row.mechanism}, {after.request.words(row.load)}: {one.figure}"
+                yield f"{one.text}: {where} {_said(one, mine, change)}"
         if not asked:
             raise UsageError(
                 f"{one.text!r}: neither bench has this figure"
@@ -152,14 +149,13 @@ def alarms(conditions: Sequence[Condition], before: Bench | None, after: Bench) 
             )
 
 
-def _said(row: Row, one: Condition, mine: Estimate, change: Change | None) -> str:
-    where = f"{row.mechanism}, {row.ram_bytes // _MIB} MiB: {one.figure}"
+def _said(one: Condition, mine: Estimate, change: Change | None) -> str:
     if one.statistic == _RATIO:
         interval = f"[{mine.low:.4g}, {mine.high:.4g}]"
-        return f"{where} is {mine.median:.4g} times the reference's {interval}"
+        return f"is {mine.median:.4g} times the reference's {interval}"
     if not one.relative or change is None:
-        return f"{where} is {one.value(mine):.4g}"
-    return f"{where} is {one.value(mine):.4g}, and was {one.value(change.before):.4g}"
+        return f"is {one.value(mine):.4g}"
+    return f"is {one.value(mine):.4g}, and was {one.value(change.before):.4g}"
 
 
 def differences(before: Bench, after: Bench) -> Iterator[str]:
@@ -179,7 +175,3 @@ def differences(before: Bench, after: Bench) -> Iterator[str]:
 def _rows(bench: Bench) -> Iterator[tuple[Row, dict[str, list[float]]]]:
     for row in bench.summary:
         yield row, figures.values(bench, row)
-
-
-def _key(one: Row | Change) -> tuple[int, str]:
-    return one.ram_bytes, one.mechanism

@@ -131,8 +131,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_shared(parser: argparse.ArgumentParser, dirty_rate: str) -> None:
-    """Declare the options of every verb that upgrades a guest of the lab's own."""
+def add_shared(parser: argparse.ArgumentParser, dirty_rate: str, *, several: bool = False) -> None:
+    """Declare the options of every verb that upgrades a guest of the lab's own.
+
+    `several` says whether there may be several dirty rates.
+    """
     add = parser.add_argument
     add(
         "--guest",
@@ -149,8 +152,10 @@ def add_shared(parser: argparse.ArgumentParser, dirty_rate: str) -> None:
     add(
         "--dirty-rate",
         default=dirty_rate,
-        metavar="SIZE",
-        help="how much of that the guest rewrites each second (default: %(default)s)",
+        metavar="SIZE,..." if several else "SIZE",
+        help="how much of that the guest rewrites each second"
+        + (", or several such rates" if several else "")
+        + " (default: %(default)s)",
     )
     add(
         "--workload",

@@ -52,9 +52,9 @@ def of_bench(bench: Bench, lines: dict[str, Timeline]) -> str:
 
 
 def _bench_sections(bench: Bench, lines: dict[str, Timeline]) -> Iterator[Section]:
-    for ram_bytes, rows in benchreport.by_ram(bench):
+    for load, rows in benchreport.by_load(bench):
         yield Section(
-            benchreport.ram_title(bench, ram_bytes),
+            benchreport.load_title(bench, load),
             heading=["mechanism", "runs", *TITLES.values(), *benchreport.ratio_titles(bench)],
             body=[
                 [(row.mechanism, ""), (benchreport.runs(row), ""), *benchreport.cells(row)]
@@ -68,27 +68,29 @@ def _bench_sections(bench: Bench, lines: dict[str, Timeline]) -> Iterator[Sectio
                 ),
             ],
         )
-    sizes = {row.ram_bytes for row in bench.summary}
-    if len(sizes) > 1:
-        yield Section("Pause against RAM", charts=[_html(charts.scaling(bench.summary))])
+    for axis in benchreport.what_differs(bench.summary):
+        yield Section(
+            f"Pause against {charts.AXES[axis].name}",
+            charts=[_html(chart) for chart in charts.scaling(bench.summary, axis)],
+        )
     for run in _typical(bench):
         if line := lines.get(run.run_directory):
             yield Section(
-                f"One run: {run.mechanism}, {run.ram_bytes // _MIB} MiB, round {run.round}",
+                f"One run: {run.mechanism}, {bench.request.words(run.load)}, round {run.round}",
                 text=[f"Of those measured, the one with the median pause. {run.run_directory}"],
                 charts=[_html(charts.timeline(line))],
             )
 
 
 def _typical(bench: Bench) -> Iterator[Run]:
-    """Yield for each mechanism the run of median pause at the largest RAM size."""
-    largest = max((row.ram_bytes for row in bench.summary), default=0)
+    """Yield for each mechanism the run of median pause under the largest load."""
+    largest = max((row.load for row in bench.summary), default=None)
     for row in bench.summary:
         mine = [
             run
             for run in bench.runs
-            if (run.ram_bytes, run.mechanism) == (largest, row.mechanism)
-            and row.ram_bytes == largest
+            if run.case == row.case
+            and row.load == largest
             and run.round
             and run.figures.pause_outside_ms is not None
         ]

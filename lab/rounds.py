@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lab import options
-from lab.figures import WARM_UP, Request
+from lab.figures import WARM_UP, Load, Request
 from lab.options import UpgradeOptions
 
 
@@ -33,27 +33,39 @@ class Slot:
     round: int
     label: str
     options: UpgradeOptions
+    #: It in words.
+    title: str
 
     @property
-    def pair(self) -> tuple[int, str]:
-        """What is run: RAM size and mechanism, with its new QEMU where that has another one."""
-        return self.options.ram_bytes, self.label
+    def load(self) -> Load:
+        """What the guest is burdened with."""
+        return Load(self.options.ram_bytes, self.options.dirty_rate)
 
     @property
-    def title(self) -> str:
-        """It in words."""
-        turn = "warm-up" if self.round == WARM_UP else f"round {self.round}"
-        return f"{self.label}, {self.options.ram_bytes // 2**20} MiB, {turn}"
+    def case(self) -> tuple[Load, str]:
+        """What is run: load and mechanism, with its new QEMU where that has another one."""
+        return self.load, self.label
 
 
 def plan(request: Request) -> list[Slot]:
-    """Return every run in its order; raise UsageError for a size that cannot be."""
+    """Return every run in its order; raise UsageError for a size that cannot be.
+
+    A round has every mechanism under every dirty rate: rates can be compared as mechanisms can.
+    """
     return [
-        Slot(number, mechanism, _upgrade_options(request, ram, mechanism))
+        _slot(request, ram, rate, mechanism, number)
         for ram in request.ram
         for number in range(request.repeats + 1)
+        for rate in order(request.rates, number)
         for mechanism in order(request.mechanisms, number)
     ]
+
+
+def _slot(request: Request, ram: str, rate: str, label: str, number: int) -> Slot:
+    wanted = _upgrade_options(request, ram, rate, label)
+    turn = "warm-up" if number == WARM_UP else f"round {number}"
+    where = request.words(Load(wanted.ram_bytes, wanted.dirty_rate))
+    return Slot(number, label, wanted, f"{label}, {where}, {turn}")
 
 
 def split(label: str) -> tuple[str, str]:
@@ -62,14 +74,14 @@ def split(label: str) -> tuple[str, str]:
     return mechanism, new
 
 
-def _upgrade_options(request: Request, ram: str, label: str) -> UpgradeOptions:
+def _upgrade_options(request: Request, ram: str, rate: str, label: str) -> UpgradeOptions:
     """Return what is asked for, and for everything else what ``upgrade`` does by default."""
     mechanism, new = split(label)
     return options.of(
         guest=request.guest,
         ram=ram,
         touch=request.touch,
-        dirty_rate=request.dirty_rate,
+        dirty_rate=rate,
         mechanism=mechanism,
         accel=request.accel,
         old=request.old,

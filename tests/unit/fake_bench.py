@@ -39,6 +39,10 @@ def label(options: UpgradeOptions) -> str:
     return options.mechanism if options.new == "10.2" else f"{options.mechanism}@{options.new}"
 
 
+def _case(options: UpgradeOptions) -> tuple[int, int, str]:
+    return options.ram_bytes, options.dirty_rate, label(options)
+
+
 @dataclass
 class Runner:
     """Upgrades nothing, remembers what was asked: the n-th run of a mechanism takes n times its ms.
@@ -54,9 +58,7 @@ class Runner:
         number = len(self.asked)
         self.asked.append(options)
         more = self.trouble(number, options) or {}
-        turn = [(o.ram_bytes, label(o)) for o in self.asked].count(
-            (options.ram_bytes, label(options))
-        )
+        turn = [_case(o) for o in self.asked].count(_case(options))
         ms = self.ms.get(label(options), 100.0) * turn
         return Result(
             **{
@@ -64,6 +66,7 @@ class Runner:
                 "mechanism": options.mechanism,
                 "ram_bytes": options.ram_bytes,
                 "touched_bytes": options.touched_bytes,
+                "dirty_rate": options.dirty_rate,
                 "total_ms": ms * 2,
                 "pause_ms": {"qmp": ms, "outside": ms, "inside": ms, "outside_before": 17.4},
                 "run_directory": str(layout.out / f"run-{number}"),

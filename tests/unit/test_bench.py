@@ -68,6 +68,8 @@ def test_all_means_all_and_the_reference_is_what_everybody_has() -> None:
         (("--mechanisms", "gift,copy", "--reference", "precopy"), "not among"),
         (("--ram", "1G,1024M"), "named twice"),
         (("--ram", "1G,2Q"), "not a size"),
+        (("--dirty-rate", "0,1M,1024K"), "--dirty-rate: the same is named twice"),
+        (("--dirty-rate", "0,fast"), "not a size"),
         (("--ram", "1G,64M"), "needs at least"),
         (("--repeats", "0"), "at least one round"),
         (("--guest", "giant"), "no guest"),
@@ -150,6 +152,49 @@ def test_an_interruption_says_how_to_go_on(
     said = capsys.readouterr()
     assert f"./pageflip bench --resume {the_directory(tmp_path)}" in said.err
     assert "precopy" in said.out  # the table so far
+
+
+def test_several_rates_are_kept_apart_and_resumed(tmp_path: Path) -> None:
+    def interrupt(number: int, _options: UpgradeOptions) -> None:
+        if number == 5:
+            raise KeyboardInterrupt
+
+    words = (*ASKED, "--dirty-rate", "0,50M")
+    first = Runner({"gift": 10.0, "precopy": 40.0}, trouble=interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        carried_out(tmp_path, first, *words)
+    second = Runner({"gift": 10.0, "precopy": 40.0})
+    assert again(tmp_path, second) is ExitCode.PASS
+    done = kept(the_directory(tmp_path))
+    assert len(done.runs) == len({(run.round, run.case) for run in done.runs}) == 12
+    assert [(row.dirty_rate, row.mechanism) for row in done.summary] == [
+        (0, "gift"), (0, "precopy"), (50 * 2**20, "gift"), (50 * 2**20, "precopy"),
+    ]  # fmt: skip
+    assert [row.figures["total_ms"].n for row in done.summary] == [2] * 4
+    assert [run.dirty_rate for run in done.runs] == [
+        slot.load.dirty_rate for slot in bench.plan(done.request)
+    ]
+
+
+def test_what_a_mechanism_lacks_is_not_asked_again_at_another_rate(tmp_path: Path) -> None:
+    def lacking(_number: int, options: UpgradeOptions) -> None:
+        if options.mechanism == "gift":
+            raise PreconditionError("the old QEMU has no command localhost-migrate")
+
+    runner = Runner(trouble=lacking)
+    carried_out(tmp_path, runner, *ASKED, "--dirty-rate", "0,50M")
+    assert runner.names.count("gift") == 1
+    assert runner.names.count("precopy") == 6
+
+
+def test_a_bench_from_before_there_were_several_rates(tmp_path: Path) -> None:
+    carried_out(tmp_path, Runner(), *ASKED, "--dirty-rate", "50M")
+    file = the_directory(tmp_path) / "bench.json"
+    known = json.loads(file.read_text(encoding="utf-8"))
+    old = json.loads(file.read_text(encoding="utf-8"))
+    for entry in (*old["runs"], *old["summary"]):
+        assert entry.pop("dirty_rate") == 50 * 2**20
+    assert Bench.model_validate(old) == Bench.model_validate(known)
 
 
 def test_what_cannot_apply_is_said_once_and_not_tried_again(tmp_path: Path) -> None:

@@ -92,6 +92,46 @@ def test_several_sizes_are_compared_for_each_mechanism(tmp_path: Path) -> None:
     assert "### `precopy`" in growth
 
 
+def test_several_rates_have_tables_of_their_own(tmp_path: Path) -> None:
+    words = ("--mechanisms", "gift,precopy", "--ram", "1G", "--repeats", "1")
+    what = done(tmp_path, *words, "--dirty-rate", "0,50M", ms=SPEED)
+    lines = list(benchreport.markdown(what))
+    assert [line for line in lines if line.startswith("## ")] == [
+        "## 1024 MiB of RAM, 768 MiB of it filled, 0 MiB/s rewritten",
+        "## 1024 MiB of RAM, 768 MiB of it filled, 50 MiB/s rewritten",
+        "## Pause and total against dirty rate",
+    ]
+    growth = lines[lines.index("## Pause and total against dirty rate") :]
+    assert growth[4].startswith("| rewritten MiB/s | pause ms, STOP")
+    assert growth[6:8] == [
+        "| 0 | 2.50 | 2.50 | 2.50 | 5.00 | 220 |",
+        "| 50 | 2.50 | 2.50 | 2.50 | 5.00 | 220 |",
+    ]
+    assert "50 MiB/s rewritten" in shown(what)
+    both = done(tmp_path / "2", *words[:3], "1G,2G", *words[4:], "--dirty-rate", "0,1500K")
+    lines = list(benchreport.markdown(both))
+    growth = lines[lines.index("## Pause and total against RAM size and dirty rate") :]
+    assert growth[4].startswith("| RAM MiB | rewritten MiB/s |")
+    assert [line[:16] for line in growth[6:10]] == [
+        "| 1024 | 0 | 200", "| 1024 | 1.46484", "| 2048 | 0 | 200", "| 2048 | 1.46484"
+    ]  # fmt: skip
+
+
+def test_one_rate_is_not_mentioned(tmp_path: Path) -> None:
+    what = done(tmp_path, *ASKED, "--dirty-rate", "50M")
+    assert "rewritten" not in shown(what)
+    assert "rewritten" not in "\n".join(benchreport.markdown(what))
+
+
+def test_where_something_failed_has_the_rate(tmp_path: Path) -> None:
+    def trouble(number: int, _options: UpgradeOptions) -> dict[str, Any] | None:
+        return {"outcome": "lost", "reasons": ["bad pages: 1"]} if number == 2 else None
+
+    words = ("--mechanisms", "gift,copy", "--ram", "1G", "--repeats", "1", "--dirty-rate", "0,50M")
+    said = "\n".join(benchreport.remarks(done(tmp_path, *words, trouble=trouble)))
+    assert "gift, 1024 MiB, 50 MiB/s rewritten, round 0: bad pages: 1" in said
+
+
 def test_what_a_reader_must_know(tmp_path: Path) -> None:
     def trouble(number: int, options: UpgradeOptions) -> dict[str, Any] | None:
         if options.mechanism == "copy":

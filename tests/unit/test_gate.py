@@ -115,6 +115,32 @@ def test_what_else_differs_is_said(tmp_path: Path) -> None:
     assert list(differences(first, second)) == ["--dirty-rate was 0, and is 50M"]
 
 
+def test_rates_are_kept_apart(tmp_path: Path) -> None:
+    words = ("--mechanisms", "gift,precopy", "--ram", "512M", "--repeats", "5")
+    both, one = (
+        made(tmp_path / name, *words, "--dirty-rate", rate, gift=20)
+        for name, rate in (("a", "0,50M"), ("b", "50M"))
+    )
+    said = list(alarms([condition("gift.pause_ms.qmp > 1")], None, both))
+    assert [text.partition(": ")[2].partition(" is ")[0] for text in said] == [
+        "gift, 512 MiB, 0 MiB/s rewritten: pause_qmp_ms",
+        "gift, 512 MiB, 50 MiB/s rewritten: pause_qmp_ms",
+    ]
+    assert {change.dirty_rate for change in changes(both, one)} == {50 * 2**20}
+    assert not changes(made(tmp_path / "c", *words, gift=20), one)
+
+
+@pytest.mark.parametrize(("rates", "shown"), [("0", False), ("0,50M", True)])
+def test_the_rate_is_shown_where_there_are_several(
+    rates: str, shown: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "a.json"
+    file.write_text(made(tmp_path, *WORDS, "--dirty-rate", rates).model_dump_json())
+    capsys.readouterr()
+    cli.main(["compare", str(file), str(file)])
+    assert ("MiB/s" in capsys.readouterr().out) is shown
+
+
 @pytest.mark.parametrize(("ms", "code"), [(20, ExitCode.PASS), (400, ExitCode.FAIL)])
 def test_the_verb_and_the_bench_say_so_to_the_shell(
     ms: float, code: ExitCode, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -11,7 +11,7 @@ from pathlib import Path
 import fake_bench
 import pytest
 
-from lab import bench, cli, page, reporting
+from lab import bench, charts, cli, page, reporting
 from lab.figures import Bench
 from lab.measure.timeline import Timeline
 from lab.model import Result, Sample
@@ -84,6 +84,29 @@ def test_a_bench_in_one_file(tmp_path: Path) -> None:
     # Two sizes of four charts, the one of all sizes, two timelines.
     assert len(re.findall(r"Plotly\.newPlot", text[text.index("</head>") :])) == 11
     assert (directory / "report.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+
+
+def test_a_bench_of_several_rates(tmp_path: Path) -> None:
+    words = ("--mechanisms", "gift,precopy", "--ram", "512M,1G", "--repeats", "1")
+    done, _ = made(tmp_path, *words, "--dirty-rate", "0,50M")
+    typical = page.typical_directories(done)
+    assert len(typical) == 2
+    assert {run.load for run in done.runs if run.run_directory in typical} == {(2**30, 50 * 2**20)}
+    text = page.of_bench(done, dict.fromkeys(typical, LINE))
+    said = Reader(text).said
+    for words_shown in (
+        "1024 MiB of RAM, 768 MiB of it filled, 0 MiB/s rewritten",
+        "Pause against RAM",
+        "Pause against dirty rate",
+        "One run: gift, 1024 MiB, 50 MiB/s rewritten, round 1",
+    ):
+        assert words_shown in said
+    assert re.search(r"Pause from outside, rewritten, MiB\\?\S{1,6}s: 50", text)
+    assert "Pause from outside, guest RAM, GiB: 0.5" in text
+    chart, _ = charts.scaling(done.summary, "dirty_rate")
+    assert [list(line.x) for line in chart.data] == [[0, 50]] * 2
+    # Four loads of four charts, two of each scaling, two timelines.
+    assert len(re.findall(r"Plotly\.newPlot", text[text.index("</head>") :])) == 22
 
 
 def test_an_upgrade_in_one_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -35,13 +35,31 @@ def test_few_rounds_are_enough_for_nobody_to_follow_always_the_same(n: int) -> N
 
 def test_a_plan_is_sizes_then_rounds_then_mechanisms() -> None:
     request = fake_bench.request("--mechanisms", "gift,copy", "--ram", "1G,2G", "--repeats", "2")
-    slots = [(s.pair[0] // 2**30, s.round, s.pair[1]) for s in plan(request)]
+    slots = [(s.load.ram_bytes // 2**30, s.round, s.label) for s in plan(request)]
     assert slots == [
         (size, number, name)
         for size in (1, 2)
         for number, names in enumerate((("gift", "copy"), ("copy", "gift"), ("gift", "copy")))
         for name in names
     ]
+
+
+def test_a_round_has_every_rate_and_they_take_turns() -> None:
+    request = fake_bench.request(
+        "--mechanisms", "gift,copy", "--ram", "1G", "--repeats", "1", "--dirty-rate", "0,50M"
+    )
+    slots = plan(request)
+    assert [(s.round, s.load.dirty_rate // 2**20, s.label) for s in slots] == [
+        (0, 0, "gift"), (0, 0, "copy"), (0, 50, "gift"), (0, 50, "copy"),
+        (1, 50, "copy"), (1, 50, "gift"), (1, 0, "copy"), (1, 0, "gift"),
+    ]  # fmt: skip
+    assert slots[2].title == "gift, 1024 MiB, 50 MiB/s rewritten, warm-up"
+    assert "--dirty-rate 50M" in slots[2].options.reproduce
+
+
+def test_one_rate_is_not_mentioned() -> None:
+    request = fake_bench.request("--mechanisms", "gift", "--ram", "1G", "--dirty-rate", "50M")
+    assert plan(request)[-1].title == "gift, 1024 MiB, round 5"
 
 
 def test_every_slot_is_the_upgrade_that_was_asked_for() -> None:
