@@ -40,6 +40,15 @@ def memory_bytes(field: str = "MemTotal") -> int:
     return int(_first("/proc/meminfo", rf"^{field}:\s+(\d+) kB")) * 1024
 
 
+def cpu_ms(pid: int) -> float | None:
+    """Return what a process has used of the processors (proc_pid_stat(5)); None once it is gone."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    except OSError:
+        return None
+    return (int(stat[11]) + int(stat[12])) * 1e3 / os.sysconf("SC_CLK_TCK")
+
+
 def cgroup_version() -> str:
     """Return where a memory group could be made: ``v2``, ``v1`` or ``none``."""
     if (_CGROUP / "memory" / "memory.limit_in_bytes").exists() or (

@@ -102,6 +102,7 @@ def upgrade_once(
             moved.window,
             (old.events, moved.new.events),
             (used.start_ns, used.samples),
+            old.cpu,
         )
         measured = {"memory": used.memory, "integrity": account, "workloads": found}
         record.write("measure", {**measured, "timeline": line})
@@ -247,6 +248,7 @@ def run_under_old(start: VmFactory, plan: Plan) -> Vm:
     plan.work.start(old)
     with step("fill the guest's memory (MiB)") as tick:
         integrity.fill(old.control, options.touched_bytes, options.dirty_rate, tick)
+    old.read_cpu()
     listen(old.heart, old)
     return old
 

@@ -92,6 +92,7 @@ def upgrade(
             factory.connect(new)
             result.new_start_ms = (time.monotonic_ns() - begun) / 1e6
         mechanism.prepare(old, new)
+        old.read_cpu()
         result.start_ns = time.monotonic_ns()
         mechanism.go(old, new)
         if interfere:
@@ -106,6 +107,7 @@ def upgrade(
         _reach(factory, new)
         result.start_ns = result.start_ns or begun
     result.end_ns = time.monotonic_ns()
+    old.read_cpu()
     result.outcome = _settle(old, new, bool(result.failure))
     if result.outcome is Outcome.LOST and not result.failure and not new.dead:
         said = "; ".join(filter(None, (new.said(), old.said())))

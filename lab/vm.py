@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from lab import run, tracelog
+from lab import host, run, tracelog
 from lab.channel import Control, Heart, agent_lines
 from lab.cmdline import Invocation, Machine
 from lab.deadline import Deadline, DeadlineError
@@ -49,6 +49,8 @@ class Qemu:
         self.process = process
         self.log = log
         self.monitor: Monitor
+        #: Processor time that it had used (ms) at instants of the host's monotonic clock (ns).
+        self.cpu: list[tuple[int, float]] = []
 
     @property
     def pid(self) -> int:
@@ -62,6 +64,11 @@ class Qemu:
         if any(event.name == "RESUME" for event in heard):
             return heard
         return [*heard, *tracelog.resumes(self._output())]
+
+    def read_cpu(self) -> None:
+        """Take down how much processor time it has used by now."""
+        if (used := host.cpu_ms(self.pid)) is not None:
+            self.cpu.append((time.monotonic_ns(), used))
 
     @property
     def dead(self) -> bool:

@@ -22,15 +22,34 @@ BIN_MS = 20.0
 _SLOW = 0.8
 
 
+class Step(Model):
+    """What the old QEMU said of the migration, and when."""
+
+    at_ms: float
+    status: str = Field(description="QAPI MigrationStatus")
+
+
+class CpuTime(Model):
+    """What the old QEMU had used of the host's processors until an instant."""
+
+    at_ms: float
+    used_ms: float
+
+
 class Timeline(Model):
     """Times of one upgrade, in ms since its first command."""
 
+    began_s: float | None = Field(default=None, description="the first command, since the epoch")
     end_ms: float = Field(description="both QEMUs say that it is complete")
     stop_ms: float | None
     resume_ms: float | None
     old_beats_ms: list[float] = Field(description="arrivals of heartbeats from the old QEMU")
     new_beats_ms: list[float] = Field(description="and from the new one")
     samples: list[Sample] = Field(description="PSS of both, `at_ms` on the same clock")
+    steps: list[Step] = Field(default_factory=list)
+    cpu: list[CpuTime] = Field(
+        default_factory=list, description="before anything was heard, and around the upgrade"
+    )
 
 
 def timeline(
@@ -39,31 +58,43 @@ def timeline(
     window: Window,
     events: tuple[Sequence[Event], Sequence[Event]],
     samples: tuple[int, Sequence[Sample]],
+    cpu: Sequence[tuple[int, float]] = (),
 ) -> Timeline:
     """Put everything on one clock.
 
     `events` are those of both QEMUs; `samples` have been taken since an instant of the host's
-    monotonic clock (ns).
+    monotonic clock (ns), and `cpu` is processor time used (ms) at instants of it.
     """
     began_ns, taken = samples
     shift = (began_ns - window.start_ns) / _MS
     stop, resume = (_since(window, at) for at in downtime.stop_and_resume(*events))
     return Timeline(
+        began_s=(window.start_ns + _epoch_ns()) / 1e9,
         end_ms=window.ms,
         stop_ms=stop,
         resume_ms=resume,
         old_beats_ms=_arrivals(old, window),
         new_beats_ms=_arrivals(new, window),
         samples=[sample.model_copy(update={"at_ms": sample.at_ms + shift}) for sample in taken],
+        steps=[
+            Step(at_ms=at, status=event.data["status"])
+            for event in events[0]
+            if event.name == "MIGRATION" and (at := _since(window, event.at)) is not None
+        ],
+        cpu=[CpuTime(at_ms=(at_ns - window.start_ns) / _MS, used_ms=used) for at_ns, used in cpu],
     )
+
+
+def _epoch_ns() -> int:
+    """Return how much later the epoch's clock is than the monotonic one."""
+    return time.time_ns() - time.monotonic_ns()
 
 
 def _since(window: Window, at: float | None) -> float | None:
     """Return an event's own stamp (s since the epoch) in ms since the upgrade began."""
     if at is None:
         return None
-    apart_ns = time.time_ns() - time.monotonic_ns()
-    return (at * 1e9 - apart_ns - window.start_ns) / _MS
+    return (at * 1e9 - _epoch_ns() - window.start_ns) / _MS
 
 
 def _arrivals(beats: Sequence[Beat], window: Window) -> list[float]:

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -72,3 +74,15 @@ def test_what_a_killed_lab_left_is_ended() -> None:
                 break
         host._kill_members(group.path)
         assert left.wait(10) == -9
+
+
+def test_processor_time_grows_and_ends_with_the_process() -> None:
+    before = host.cpu_ms(os.getpid())
+    assert before is not None
+    used = time.process_time()
+    while time.process_time() < used + 0.05:
+        pass
+    after = host.cpu_ms(os.getpid())
+    assert after is not None
+    assert after - before >= 10  # in steps of the kernel's clock
+    assert host.cpu_ms(2**22 + 1) is None  # more than there can be

@@ -9,7 +9,7 @@ import pytest
 
 from lab.channel import Beat
 from lab.measure.downtime import Window
-from lab.measure.timeline import Timeline, brownout, rates, timeline
+from lab.measure.timeline import CpuTime, Timeline, brownout, rates, timeline
 from lab.model import Sample
 from lab.monitor import Event
 
@@ -37,9 +37,17 @@ def test_all_is_told_on_one_clock() -> None:
         [Beat(n, start + n * 1_000_000, 0, 0) for n in (-2000, -1, 3)],
         [Beat(4, start + 9_000_000, 0, 0)],
         Window(start, start + 20_000_000),
-        ([Event("STOP", {}, wall + 0.010)], [Event("RESUME", {}, wall + 0.015)]),
+        (
+            [Event("MIGRATION", {"status": "setup"}, wall), Event("STOP", {}, wall + 0.010)],
+            [Event("RESUME", {}, wall + 0.015)],
+        ),
         (start - 2_000_000, [sample]),
+        [(start - 3_000_000, 70.0)],
     )
+    assert found.began_s == pytest.approx(wall, abs=0.002)
+    assert found.steps[0].at_ms == pytest.approx(0, abs=2)
+    assert [step.status for step in found.steps] == ["setup"]
+    assert found.cpu == [CpuTime(at_ms=-3.0, used_ms=70.0)]
     assert found.end_ms == 20
     assert found.old_beats_ms == [-1, 3]  # and no older ones than a second
     assert found.new_beats_ms == [9]
