@@ -73,7 +73,7 @@ def _bench_sections(bench: Bench, lines: dict[str, Timeline]) -> Iterator[Sectio
             f"Pause against {charts.AXES[axis].name}",
             charts=[_html(chart) for chart in charts.scaling(bench.summary, axis)],
         )
-    for run in _typical(bench):
+    for run in typical(bench):
         if line := lines.get(run.run_directory):
             yield Section(
                 f"One run: {run.mechanism}, {bench.request.words(run.load)}, round {run.round}",
@@ -82,7 +82,7 @@ def _bench_sections(bench: Bench, lines: dict[str, Timeline]) -> Iterator[Sectio
             )
 
 
-def _typical(bench: Bench) -> Iterator[Run]:
+def typical(bench: Bench) -> Iterator[Run]:
     """Yield for each mechanism the run of median pause under the largest load."""
     largest = max((row.load for row in bench.summary), default=None)
     for row in bench.summary:
@@ -97,11 +97,6 @@ def _typical(bench: Bench) -> Iterator[Run]:
         if mine:
             low = statistics.median_low([run.figures.pause_outside_ms or 0.0 for run in mine])
             yield next(run for run in mine if run.figures.pause_outside_ms == low)
-
-
-def typical_directories(bench: Bench) -> list[str]:
-    """Return the directories of the runs whose timelines are shown."""
-    return [run.run_directory for run in _typical(bench)]
 
 
 def of_run(result: Result, line: Timeline | None) -> str:

@@ -71,7 +71,7 @@ def made(tmp_path: Path, *words: str) -> tuple[Bench, Path]:
 def test_a_bench_in_one_file(tmp_path: Path) -> None:
     words = ("--mechanisms", "gift,precopy", "--ram", "512M,1G", "--repeats", "3")
     done, directory = made(tmp_path, *words)
-    typical = page.typical_directories(done)
+    typical = [run.run_directory for run in page.typical(done)]
     assert len(typical) == 2
     text = page.of_bench(done, dict.fromkeys(typical, LINE))
     found = Reader(text)
@@ -89,7 +89,7 @@ def test_a_bench_in_one_file(tmp_path: Path) -> None:
 def test_a_bench_of_several_rates(tmp_path: Path) -> None:
     words = ("--mechanisms", "gift,precopy", "--ram", "512M,1G", "--repeats", "1")
     done, _ = made(tmp_path, *words, "--dirty-rate", "0,50M")
-    typical = page.typical_directories(done)
+    typical = [run.run_directory for run in page.typical(done)]
     assert len(typical) == 2
     assert {run.load for run in done.runs if run.run_directory in typical} == {(2**30, 50 * 2**20)}
     text = page.of_bench(done, dict.fromkeys(typical, LINE))

@@ -62,7 +62,9 @@ def browse(text: str, directory: Path, *options: str) -> dict[str, Any]:
 def test_it_is_drawn(options: tuple[str, ...], tmp_path: Path) -> None:
     words = ("--mechanisms", "gift,precopy", "--ram", "512M,1G", "--repeats", "2")
     done, _ = made(tmp_path, *words)
-    text = page.of_bench(done, dict.fromkeys(page.typical_directories(done), LINE))
+    text = page.of_bench(
+        done, dict.fromkeys([run.run_directory for run in page.typical(done)], LINE)
+    )
     seen = browse(text, tmp_path, *options)
     assert seen["errors"] == []
     assert seen["boxes"] == [True] * 11
