@@ -45,7 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="all",
         metavar="A,B,...",
         help="what is compared (default: all; what cannot be done here is skipped); "
-        "MECHANISM@NEW is the same with another new QEMU than --new",
+        "MECHANISM@NEW is the same with another new QEMU than --new, MECHANISM:unsampled the same "
+        "without reading memory meanwhile",
     )
     add("--ram", default="2G", metavar="SIZE,...", help="guest RAM, or several (default: 2G)")
     add(

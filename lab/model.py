@@ -241,6 +241,7 @@ class Result(Model):
         default=None, description="null when nothing was heard before the upgrade"
     )
     memory: Memory | None
+    memory_sampled: bool = Field(default=True, description="whether it was to be measured")
     integrity: Integrity
     blocks: list[Block]
     workloads: list[Findings] = Field(default=[], description="what each workload found")

@@ -65,6 +65,8 @@ class UpgradeOptions:
     #: The board, as QEMU's machine types are named without their version; virtual processors.
     machine: str = "q35"
     cpus: int = 1
+    #: Whether memory is read meanwhile.
+    memory_samples: bool = True
     #: Whether the guest gets processors of the host for itself.
     pin: bool = False
     json: bool = False
@@ -102,6 +104,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SIZE",
         help="put both QEMUs into a memory group that may use the guest's RAM and this, and no "
         "more: whatever doubles memory is killed by the kernel (default: no such group)",
+    )
+    add(
+        "--no-memory-samples",
+        dest="memory_samples",
+        action="store_false",
+        help="do not read the QEMUs' memory meanwhile, nor judge it: to see what reading costs",
     )
     add(
         "--machine",
@@ -223,6 +231,7 @@ def parse(options: argparse.Namespace, layout: Layout | None = None) -> UpgradeO
         workloads=workloads.named(options.workload or ""),
         margin_bytes=size(options.memory_margin) if options.memory_margin else None,
         pages=pages,
+        memory_samples=options.memory_samples,
         machine=options.machine,
         cpus=options.cpus,
         pin=options.pin,
@@ -266,5 +275,6 @@ def reproducer(options: argparse.Namespace) -> str:
     ]
     words += ["--workload", options.workload] if options.workload else []
     words += ["--pin"] if options.pin else []
+    words += [] if options.memory_samples else ["--no-memory-samples"]
     words += ["--memory-margin", options.memory_margin] if options.memory_margin else []
     return shlex.join(words)

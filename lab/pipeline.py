@@ -281,11 +281,11 @@ def move_and_sample(
             if mechanism.inherits
             else start.start("new", successor)
         )
-        with memory.sampled(old, fresh, considerate=bool(watched)) as sampler:
+        wanted = plan.options.memory_samples
+        with memory.sampled(old, fresh, considerate=bool(watched), wanted=wanted) as sampler:
             moved = upgrade(start, old, fresh, mechanism, interfere)
-    used = memory.summarise(
-        pss_before, sampler.samples, huge_before, watched() if watched else None
-    )
+    peak = watched() if watched else None
+    used = memory.summarise(pss_before, sampler.samples, huge_before, peak) if wanted else None
     return moved, memory.Used(used, sampler.samples, sampler.start_ns)
 
 
@@ -346,6 +346,7 @@ def verdict(
         failure=moved.failure,
         pause_ms=pause,
         memory=used.memory,
+        memory_sampled=options.memory_samples,
         integrity=account,
         workloads=tuple(found),
     )
@@ -368,6 +369,7 @@ def verdict(
         pause_ms=pause,
         phases_ms=mechanism.phases(moved.old_info, moved.new_start_ms),
         memory=used.memory,
+        memory_sampled=options.memory_samples,
         integrity=account,
         blocks=mechanism.blocks(moved.old_info, options.ram_bytes),
         workloads=found,

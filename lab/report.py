@@ -58,6 +58,8 @@ def rows(result: Result) -> list[tuple[str, str]]:
                 f"{memory.pss_ratio:.3f} x by PSS)",
             )
         )
+    else:
+        rows.append(("memory", "not measured"))
     rows += [
         (
             "integrity",

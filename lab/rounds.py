@@ -10,6 +10,9 @@ from lab import options
 from lab.figures import WARM_UP, Load, Request
 from lab.options import UpgradeOptions
 
+#: What follows a mechanism whose memory is not read meanwhile.
+_UNSAMPLED = ":unsampled"
+
 
 def order(names: Sequence[str], number: int) -> list[str]:
     """Return `names` in the order of round `number`.
@@ -69,9 +72,13 @@ def _slot(request: Request, ram: str, rate: str, label: str, number: int) -> Slo
 
 
 def split(label: str) -> tuple[str, str]:
-    """Return the mechanism of ``MECHANISM@NEW``, and its new QEMU or an empty string."""
+    """Return the mechanism of ``MECHANISM[:unsampled]@NEW``, and its new QEMU or nothing."""
     mechanism, _, new = label.partition("@")
-    return mechanism, new
+    return mechanism.removesuffix(_UNSAMPLED), new
+
+
+def _sampled(label: str) -> bool:
+    return not label.partition("@")[0].endswith(_UNSAMPLED)
 
 
 def _upgrade_options(request: Request, ram: str, rate: str, label: str) -> UpgradeOptions:
@@ -89,4 +96,5 @@ def _upgrade_options(request: Request, ram: str, rate: str, label: str) -> Upgra
         pages=request.pages,
         workload=request.workload,
         cpus=request.cpus,
+        memory_samples=_sampled(label),
     )

@@ -32,6 +32,8 @@ class Observation(Model):
     failure: str
     pause_ms: Pause
     memory: Memory | None
+    #: Whether it was to be measured.
+    memory_sampled: bool = True
     integrity: Integrity
     workloads: tuple[Findings, ...] = ()
 
@@ -124,7 +126,8 @@ def _pause(limits: Limits, seen: Observation) -> list[str]:
 
 def _memory(limits: Limits, seen: Observation) -> list[str]:
     if seen.memory is None:
-        return [] if seen.outcome is not Outcome.UPGRADED else ["memory was not measured"]
+        wanted = seen.memory_sampled and seen.outcome is Outcome.UPGRADED
+        return ["memory was not measured"] if wanted else []
     if seen.memory.ratio <= limits.memory_ratio:
         return []
     return [
@@ -144,6 +147,8 @@ def _notes(seen: Observation) -> list[str]:
                 "between heartbeats as the host got them"
             )
     memory = seen.memory
+    if not memory and not seen.memory_sampled:
+        notes.append("memory was not measured, as was asked for: nothing is said of it")
     if memory and memory.samples_discarded > memory.samples / 2:
         notes.append(
             f"{memory.samples_discarded} of {memory.samples} PSS readings were discarded: "

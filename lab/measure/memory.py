@@ -145,10 +145,13 @@ def _cost_s(pid: int) -> float:
 
 
 @contextmanager
-def sampled(old: HasPid, new: HasPid, *, considerate: bool = False) -> Iterator[Sampler]:
-    """Sample both processes for as long as the block lasts."""
+def sampled(
+    old: HasPid, new: HasPid, *, considerate: bool = False, wanted: bool = True
+) -> Iterator[Sampler]:
+    """Sample both processes for as long as the block lasts, or unless `wanted` do nothing."""
     sampler = Sampler(old, new, considerate=considerate)
-    sampler.start()
+    if wanted:
+        sampler.start()
     try:
         yield sampler
     finally:
@@ -178,15 +181,17 @@ def summarise(
 
 @dataclass(frozen=True)
 class Used:
-    """Memory during the upgrade: the account, and every reading."""
+    """Memory during the upgrade: the account, None where none was wanted, and every reading."""
 
-    memory: Memory
+    memory: Memory | None
     samples: list[Sample]
     #: When sampling began, on the host's monotonic clock.
     start_ns: int = 0
 
     def with_huge_pages(self, pid: int, ram_bytes: int) -> Used:
         """Return the same with the guest's huge pages as they are now in process `pid`."""
+        if not self.memory:
+            return self
         kept = huge_pages(pid, ram_bytes)
         return dataclasses.replace(
             self, memory=self.memory.model_copy(update={"new_huge_bytes": kept})

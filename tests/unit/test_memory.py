@@ -110,3 +110,12 @@ def test_readings_that_take_long_wait_for_the_end(monkeypatch: pytest.MonkeyPatc
     with sampled(Pid(1), Pid(2)) as sampler:
         time.sleep(0.1)
     assert len(sampler.samples) > 1
+
+
+def test_nothing_is_read_where_that_is_not_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    monkeypatch.setattr(memory, "pss", read.append)
+    with sampled(Pid(1), Pid(2), wanted=False) as sampler:
+        time.sleep(0.05)
+    assert (read, sampler.samples) == ([], [])
+    assert memory.Used(None, []).with_huge_pages(os.getpid(), GIB).memory is None

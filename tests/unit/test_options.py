@@ -109,3 +109,11 @@ def test_workloads_are_asked_for_and_told_again() -> None:
     with pytest.raises(UsageError, match="no workload 'juggling'") as caught:
         parsed("--workload", "network,juggling")
     assert "network " in caught.value.hint
+
+
+def test_memory_need_not_be_sampled() -> None:
+    assert parsed("--ram", "1G").memory_samples
+    asked = parsed("--no-memory-samples")
+    assert not asked.memory_samples
+    assert "--no-memory-samples" in asked.reproduce
+    assert "--no-memory-samples" not in parsed("--ram", "1G").reproduce

@@ -63,6 +63,12 @@ def test_a_failure_says_why_first() -> None:
     assert "exit code      1" in text
 
 
+def test_memory_that_was_not_measured_is_said_to_be_so() -> None:
+    assert "not measured" not in shown(result())
+    lines = shown(result(memory=None)).splitlines()
+    assert [line.split() for line in lines if "measured" in line] == [["memory", "not", "measured"]]
+
+
 def test_the_schema_documents_every_key() -> None:
     page = (CHECKOUT / "docs" / "results.md").read_text(encoding="utf-8")
     missing = [key for key in keys(Result) if f"`{key}`" not in page]

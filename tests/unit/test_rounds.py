@@ -57,6 +57,15 @@ def test_a_round_has_every_rate_and_they_take_turns() -> None:
     assert "--dirty-rate 50M" in slots[2].options.reproduce
 
 
+def test_the_same_with_and_without_reading_memory() -> None:
+    labels = "flip,flip:unsampled,flip:unsampled@10.0"
+    request = fake_bench.request("--mechanisms", labels, "--ram", "1G", "--repeats", "1")
+    found = {slot.label: slot.options for slot in plan(request)}
+    assert [(o.mechanism, o.memory_samples, o.new) for o in found.values()] == [
+        ("flip", True, "10.2"), ("flip", False, "10.2"), ("flip", False, "10.0"),
+    ]  # fmt: skip
+
+
 def test_one_rate_is_not_mentioned() -> None:
     request = fake_bench.request("--mechanisms", "gift", "--ram", "1G", "--dirty-rate", "50M")
     assert plan(request)[-1].title == "gift, 1024 MiB, round 5"
