@@ -85,15 +85,13 @@ def _bench_sections(bench: Bench, lines: dict[str, Timeline]) -> Iterator[Sectio
 def typical(bench: Bench) -> Iterator[Run]:
     """Yield for each mechanism the run of median pause under the largest load."""
     largest = max((row.load for row in bench.summary), default=None)
+    there = [
+        run
+        for run in bench.runs
+        if run.load == largest and run.round and run.figures.pause_outside_ms is not None
+    ]
     for row in bench.summary:
-        mine = [
-            run
-            for run in bench.runs
-            if run.case == row.case
-            and row.load == largest
-            and run.round
-            and run.figures.pause_outside_ms is not None
-        ]
+        mine = [run for run in there if run.case == row.case]
         if mine:
             low = statistics.median_low([run.figures.pause_outside_ms or 0.0 for run in mine])
             yield next(run for run in mine if run.figures.pause_outside_ms == low)

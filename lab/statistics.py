@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from functools import cache
 from itertools import accumulate
 
 from pydantic import Field
@@ -89,7 +90,17 @@ def _percentile(medians: Sequence[tuple[float, int]]) -> float:
 
 
 def resampled_medians(values: Sequence[float]) -> list[tuple[float, int]]:
-    """Return every median that a resample of `values` can have, and how many resamples have it.
+    """Return every median that a resample of `values` can have, and how many resamples have it."""
+    ordered = sorted(values)
+    found = [((ordered[i] + ordered[j]) / 2, times) for i, j, times in _middles(len(ordered))]
+    return sorted(found)
+
+
+@cache
+def _middles(n: int) -> list[tuple[int, int, int]]:
+    """Return the places, from 0, of the two values in the middle, and how many resamples have them.
+
+    That depends on nothing but how many values there are, and is worked out once.
 
     There are n**n resamples, all equally likely.  They are counted, not drawn, as Efron does in
     section 3 of the paper: the m-th smallest of a resample is one of the k smallest values when
@@ -98,7 +109,6 @@ def resampled_medians(values: Sequence[float]) -> list[tuple[float, int]]:
     i smallest, the i-th among them, and half among the others from the j-th on, that one among
     them.
     """
-    ordered, n = sorted(values), len(values)
     middle = (n + 1) // 2
     up_to = [
         sum(math.comb(n, t) * k**t * (n - k) ** (n - t) for t in range(middle, n + 1))
@@ -111,10 +121,10 @@ def resampled_medians(values: Sequence[float]) -> list[tuple[float, int]]:
             below = i**middle - (i - 1) ** middle
             above = (n - j + 1) ** middle - (n - j) ** middle
             ways = math.comb(n, middle) * below * above
-            found.append(((ordered[i - 1] + ordered[j - 1]) / 2, ways))
+            found.append((i - 1, j - 1, ways))
             alone -= ways
-        found.append((ordered[i - 1], alone))
-    return sorted(found)
+        found.append((i - 1, i - 1, alone))
+    return found
 
 
 def difference(before: Sequence[float], after: Sequence[float]) -> Difference | None:
