@@ -277,8 +277,8 @@ def move_and_sample(
     watched = group.watch() if group and plan.options.pages is Pages.THP else None
     with step(f"upgrade by {mechanism.name}"):
         fresh = (
-            start.expect("new", successor, old)
-            if mechanism.inherits
+            start.expect("new", successor, old, in_place=mechanism.in_place)
+            if mechanism.inherits or mechanism.in_place
             else start.start("new", successor)
         )
         wanted = plan.options.memory_samples

@@ -18,7 +18,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Protocol
 
 from lab.deadline import Deadline, DeadlineError
 from lab.errors import CannotTellError
@@ -193,6 +193,17 @@ def lent(argv: Argv, *, log: Path, cwd: Path, umask: int) -> Iterator[Lent]:
             end(process)
 
 
+class Process(Protocol):
+    """A process, ours or not."""
+
+    @property
+    def pid(self) -> int:
+        """The process id; 0 while there is none."""
+
+    def poll(self) -> int | None:
+        """Return None until it has ended, and then how."""
+
+
 class Foreign:
     """A process that is no child of ours; what a Popen tells of one, this does too."""
 
@@ -255,6 +266,29 @@ class ChildOf:
         if not self.pid:
             return None if self._parent_lives else ENDED
         return Foreign(self.pid).poll()
+
+
+class Become:
+    """What a process of ours is once it has executed another program, in its own place.
+
+    Its command line has `mark` in it then.
+    """
+
+    def __init__(self, process: Process, mark: str) -> None:
+        self._process = process
+        self._mark = mark.encode()
+
+    @property
+    def pid(self) -> int:
+        """Its process id; 0 as long as it is what it was (proc_pid_cmdline(5))."""
+        with suppress(OSError):
+            if self._mark in Path(f"/proc/{self._process.pid}/cmdline").read_bytes():
+                return self._process.pid
+        return 0
+
+    def poll(self) -> int | None:
+        """Return None until the process has ended, whatever it is."""
+        return self._process.poll()
 
 
 def run(

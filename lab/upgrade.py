@@ -99,7 +99,8 @@ def upgrade(
             interfere(old, new)
         if not mechanism.monitor_first:
             factory.connect(new, lambda: _alive(old, new))
-        _wait_completed(old, new)
+        # A QEMU that has become another one says nothing any more.
+        _wait_completed(*([new] if mechanism.in_place else [old, new]))
         if not mechanism.resumes:
             new.monitor.execute("cont")
     except (QmpError, MonitorError, VmDiedError, DeadlineError) as error:
@@ -132,18 +133,18 @@ def _alive(old: Qemu, new: Qemu) -> None:
     new.alive()
 
 
-def _wait_completed(old: Qemu, new: Qemu) -> None:
-    """Wait until both sides say so; raise QmpError with QEMU's reason when one has failed."""
+def _wait_completed(*vms: Qemu) -> None:
+    """Wait until all sides say so; raise QmpError with QEMU's reason when one has failed."""
     deadline = Deadline.after(_COMPLETE_S, "the upgrade is complete on both sides")
-    for vm in (old, new):
+    for vm in vms:
         status = ""
         for _ in deadline.poll(0.002):
             event = vm.monitor.last("MIGRATION")
             status = event.data["status"] if event else _migrate_info(vm).get("status", "")
             if status in _FINAL:
                 break
-            old.alive()
-            new.alive()
+            for one in vms:
+                one.alive()
         if status != "completed":
             raise QmpError(f"the {vm.name} QEMU says that the migration {status}")
 

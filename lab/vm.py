@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from lab import host, run, tracelog
 from lab.channel import Control, Heart, agent_lines
@@ -29,21 +28,10 @@ class VmDiedError(CannotTellError):
     """A QEMU ended by itself."""
 
 
-class Process(Protocol):
-    """A process, ours or not."""
-
-    @property
-    def pid(self) -> int:
-        """The process id; 0 while there is none."""
-
-    def poll(self) -> int | None:
-        """Return None until it has ended, and then how."""
-
-
 class Qemu:
     """A QEMU process.  The monitor is there once `connect` has returned."""
 
-    def __init__(self, name: str, machine: Invocation, process: Process, log: Path) -> None:
+    def __init__(self, name: str, machine: Invocation, process: run.Process, log: Path) -> None:
         self.name = name
         self.machine = machine
         self.process = process
@@ -117,7 +105,7 @@ class Vm(Qemu):
         self,
         name: str,
         machine: Machine,
-        process: Process,
+        process: run.Process,
         log: Path,
         control: Control,
         heart: Heart,
@@ -152,12 +140,17 @@ class VmFactory:
         )
         return Vm(name, machine, process, log, control, heart)
 
-    def expect(self, name: str, machine: Machine, parent: Vm) -> Vm:
-        """Make everything ready for a QEMU that `parent` is going to start."""
+    def expect(self, name: str, machine: Machine, parent: Vm, *, in_place: bool = False) -> Vm:
+        """Make everything ready for a QEMU that `parent` is going to start, or `in_place` to be."""
+        process = (
+            run.Become(parent.process, str(machine.sockets))
+            if in_place
+            else run.ChildOf(parent.pid)
+        )
         control, heart = self._lines(machine)
         log = self.directory / f"{name}.log"
         machine = dataclasses.replace(machine, trace_log=log)
-        return Vm(name, machine, run.ChildOf(parent.pid), log, control, heart)
+        return Vm(name, machine, process, log, control, heart)
 
     def _lines(self, machine: Machine) -> tuple[Control, Heart]:
         machine.sockets.mkdir(parents=True, exist_ok=True)

@@ -103,7 +103,8 @@ class Sampler:
         before = pss(old_pid)
         while True:
             begun = time.monotonic_ns()
-            new = pss(self._new.pid)
+            new_pid = self._new.pid
+            new = pss(new_pid) if new_pid != old_pid else 0  # the old one may have become it
             now = time.monotonic_ns()
             after = pss(old_pid)
             self.samples.append(

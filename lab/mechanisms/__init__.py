@@ -13,6 +13,7 @@ from lab.errors import PreconditionError, UsageError
 from lab.mechanisms.base import Mechanism
 from lab.mechanisms.localhost import Copy, Flip, FlipLate, Gift, Handover, localhost_block
 from lab.mechanisms.upstream import (
+    CprExec,
     CprTransfer,
     IgnoreShared,
     Multifd,
@@ -25,6 +26,7 @@ from lab.model import Pages
 __all__ = [
     "MECHANISMS",
     "Copy",
+    "CprExec",
     "CprTransfer",
     "Flip",
     "FlipLate",
@@ -54,6 +56,7 @@ MECHANISMS: tuple[Mechanism, ...] = (
     Multifd(),
     StopCopy(),
     CprTransfer(),
+    CprExec(),
     IgnoreShared(),
 )
 

@@ -30,6 +30,8 @@ class Mechanism(abc.ABC):
     monitor_first: ClassVar[bool] = True
     #: Whether the old QEMU starts the new one.
     inherits: ClassVar[bool] = False
+    #: Whether the old QEMU becomes the new one: the same process, and never both at once.
+    in_place: ClassVar[bool] = False
     #: Whether the guest resumes by itself.
     resumes: ClassVar[bool] = True
     old_capabilities: ClassVar[tuple[str, ...]] = ("events",)

@@ -126,6 +126,42 @@ class CprTransfer(Mechanism):
         ]
 
 
+class CprExec(Mechanism):
+    """The other of upstream's answers: the old QEMU executes the new one in its own place."""
+
+    name = "cpr-exec"
+    summary = "the old QEMU becomes the new one, shared memory stays; both have to know it (10.2)"
+    backing = Backing.SHARED
+    monitor_first = False
+    in_place = True
+
+    def missing(self, old: Binary, new: Binary) -> str:
+        for side, binary in (("old", old), ("new", new)):
+            if "cpr-exec" not in binary.migration_modes:
+                return f"the {side} QEMU ({binary.version}) has no migration mode cpr-exec"
+        return ""
+
+    def incoming(self, new: Invocation) -> tuple[str, ...]:
+        return (f"file:{new.sockets / 'state'}",)
+
+    def prepare(self, old: Qemu, new: Qemu) -> None:
+        set_capabilities(old, self.old_capabilities)
+        old.monitor.execute(
+            "migrate-set-parameters",
+            {
+                "mode": "cpr-exec",
+                "cpr-exec-command": new.machine.argv(),
+                "max-bandwidth": BANDWIDTH,
+            },
+        )
+
+    def go(self, old: Qemu, new: Qemu) -> None:
+        old.monitor.execute("migrate", {"uri": f"file:{new.machine.sockets / 'state'}"})
+
+    def blocks(self, info: Mapping[str, Any], ram_bytes: int) -> list[Block]:
+        return [Block(name="(all)", mechanism="shared descriptor", used_bytes=ram_bytes)]
+
+
 class IgnoreShared(Mechanism):
     """Live migration that leaves a shared file's memory where it is, for guests started on one."""
 

@@ -84,6 +84,14 @@ class Upgrade(Upgrading, avocado.Test):
         """
         self.passes("cpr-transfer", 1 + SECOND_QEMU)
 
+    def test_cpr_exec(self) -> None:
+        """The old QEMU becomes the new one, in its own place: memory does not grow at all.
+
+        :avocado: tags=baseline
+        """
+        result = self.passes("cpr-exec", 1 + SECOND_QEMU, old="10.2", new="10.2")
+        self.assertLess(result.memory.pss_ratio, 1 + SECOND_QEMU)
+
     def test_postcopy(self) -> None:
         """Postcopy with release-ram; huge pages freed in part stay charged for a while.
 

@@ -54,6 +54,12 @@ def test_what_the_pair_lacks_is_said_of_the_side_that_lacks_it() -> None:
     old = dataclasses.replace(STOCK, migration_modes=frozenset({"normal"}))
     with pytest.raises(PreconditionError, match="no migration mode cpr-transfer"):
         choose("cpr-transfer", old, OURS)
+    able = dataclasses.replace(OURS, migration_modes=frozenset({"normal", "cpr-exec"}))
+    with pytest.raises(PreconditionError, match=r"the old QEMU .* no migration mode cpr-exec"):
+        choose("cpr-exec", STOCK, able)
+    with pytest.raises(PreconditionError, match=r"the new QEMU .* no migration mode cpr-exec"):
+        choose("cpr-exec", able, STOCK)
+    assert choose("cpr-exec", able, able).in_place
 
 
 def test_handover_is_asked_of_both_binaries() -> None:

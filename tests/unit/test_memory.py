@@ -89,7 +89,7 @@ def test_a_process_that_is_gone_uses_nothing() -> None:
 
 
 def test_sampler_samples_and_stops() -> None:
-    with sampled(Pid(os.getpid()), Pid(os.getpid())) as sampler:
+    with sampled(Pid(os.getpid()), Pid(os.getppid())) as sampler:
         while len(sampler.samples) < 3:
             pass
     count = len(sampler.samples)
@@ -110,6 +110,14 @@ def test_readings_that_take_long_wait_for_the_end(monkeypatch: pytest.MonkeyPatc
     with sampled(Pid(1), Pid(2)) as sampler:
         time.sleep(0.1)
     assert len(sampler.samples) > 1
+
+
+def test_a_process_that_became_another_is_counted_once() -> None:
+    with sampled(Pid(os.getpid()), Pid(os.getpid())) as sampler:
+        while not sampler.samples:
+            pass
+    assert sampler.samples[0].old_pss_bytes > 0
+    assert sampler.samples[0].new_pss_bytes == 0
 
 
 def test_nothing_is_read_where_that_is_not_wanted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -221,6 +221,22 @@ def test_a_child_is_found_when_its_parent_is_gone() -> None:
             return
 
 
+def test_what_a_process_becomes_is_not_there_before(tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    os.mkfifo(go)
+    with process.spawned(["sh", "-c", f"read x <{go}; exec sleep 97.25"]) as shell:
+        new = process.Become(shell, "\x0097.25\x00")
+        assert (new.pid, new.poll()) == (0, None)
+        go.write_text("go\n")
+        for _ in Deadline.after(10, "the sleep").poll(0.01):
+            if new.pid:
+                break
+        assert (new.pid, new.poll()) == (shell.pid, None)
+        os.kill(shell.pid, signal.SIGKILL)
+        shell.wait()
+        assert (new.pid, new.poll()) == (0, -signal.SIGKILL)
+
+
 def test_a_child_that_can_come_no_more_has_ended() -> None:
     with subprocess.Popen(["sleep", "100"]) as parent:
         child = process.ChildOf(parent.pid)

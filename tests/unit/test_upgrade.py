@@ -17,7 +17,7 @@ from lab import pipeline
 from lab.channel import AgentError
 from lab.deadline import Deadline, DeadlineError
 from lab.errors import CannotTellError
-from lab.mechanisms import Flip, FlipLate, Precopy, StopCopy
+from lab.mechanisms import CprExec, Flip, FlipLate, Precopy, StopCopy
 from lab.model import Outcome
 from lab.monitor import monitor
 from lab.upgrade import Upgrade, upgrade
@@ -52,6 +52,7 @@ class Pair:
         self.running = {"old": True, "new": False}
         self.refuse: dict[str, str] = {}
         self.ends = "completed"
+        self.old_status = ""
         self.qemu: dict[str, FakeQemu] = {}
         self.vm: dict[str, Vm] = {}
         for side in ("old", "new"):
@@ -84,6 +85,8 @@ class Pair:
                 running = self.running[side]
                 return {"return": {"status": "running" if running else "paused"}}
             if command == "query-migrate":
+                if side == "old" and self.old_status:
+                    return {"return": {"status": self.old_status}}
                 failed = {"status": "failed", "error-desc": "Unknown savevm section"}
                 return {"return": failed if self.ends == "failed" else {"status": self.ends}}
             if command in {"migrate", "localhost-migrate"}:
@@ -138,6 +141,21 @@ def test_flip_starts_the_new_qemu_through_the_old_one(
     assert asked["exec"] == ["/new/qemu", "-S"]
     assert (asked["mechanism"], asked["early-start"]) == ("flip", True)
     assert "migrate-incoming" not in dict(pair.qemu["new"].commands)
+
+
+def test_a_qemu_that_has_become_the_new_one_is_not_asked_any_more(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lab.upgrade._COMPLETE_S", 1.0)
+    monkeypatch.setattr("lab.upgrade._SETTLE_S", 1.0)
+    monkeypatch.setattr(Factory, "connect", lambda _self, _vm, _alive=None: None)
+    monkeypatch.setattr(pair.qemu["old"], "event", lambda _name, **_data: None)
+    pair.old_status = "active"  # what it said last, before it went
+    done = pair.upgrade(CprExec())
+    assert (done.outcome, done.failure) == (Outcome.UPGRADED, "")
+    asked = dict(pair.qemu["old"].commands)
+    assert asked["migrate-set-parameters"]["cpr-exec-command"] == ["/new/qemu", "-S"]
+    assert asked["migrate"]["uri"].startswith("file:/")
 
 
 def test_a_new_qemu_that_never_came_is_not_waited_for(pair: Pair) -> None:
