@@ -93,6 +93,8 @@ def plan(what: str, new: Binary, wanted: str) -> Plan:
     assert chosen is not None
     way = next(one for one in seen.ways if one.mechanism == chosen.name)
     reasons = list(way.reasons)
+    if chosen.in_place:
+        reasons.append("it is for guests of the lab's own: nothing could be put aside for it")
     if found.state != "running":
         reasons.append(f"the guest is {found.state}; let it run first")
     if reasons:

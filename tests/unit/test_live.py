@@ -138,6 +138,9 @@ def test_why_one_cannot_be_upgraded(monkeypatch: pytest.MonkeyPatch) -> None:
         live.plan("7", new, "flip")
     with pytest.raises(UsageError):
         live.plan("7", new, "walk")
+    seen.ways.append(way("cpr-exec"))
+    with pytest.raises(PreconditionError, match="for guests of the lab's own"):
+        live.plan("7", new, "cpr-exec")
     monkeypatch.setattr(Found, "state", "paused")
     with pytest.raises(PreconditionError, match="the guest is paused; let it run first"):
         live.plan("7", new, "auto")
