@@ -22,12 +22,12 @@ from lab.compare import NO_GATE, Gate
 from lab.errors import CannotTellError, ExitCode, PreconditionError, UsageError
 from lab.figures import WARM_UP, Bench, NotRun, Request, Turn, run_of
 from lab.layout import Layout, locked
-from lab.model import Result
+from lab.model import Result, Side
 from lab.options import UpgradeOptions
 from lab.pipeline import upgrade_once
 from lab.progress import note, overall
 from lab.record import write_whole
-from lab.rounds import Slot, plan, split
+from lab.rounds import PAIR, Slot, plan, split
 
 #: How one guest is upgraded; the tests have another one.
 Runner = Callable[[Layout, UpgradeOptions], Result]
@@ -45,8 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="all",
         metavar="A,B,...",
         help="what is compared (default: all; what cannot be done here is skipped); "
-        "MECHANISM@NEW is the same with another new QEMU than --new, MECHANISM:unsampled the same "
-        "without reading memory meanwhile",
+        "MECHANISM@NEW is the same with another new QEMU than --new, MECHANISM@OLD::NEW with "
+        "another pair, MECHANISM:unsampled without reading memory meanwhile",
     )
     add("--ram", default="2G", metavar="SIZE,...", help="guest RAM, or several (default: 2G)")
     add(
@@ -82,10 +82,8 @@ def parse(given: argparse.Namespace) -> Request:
     names = given.mechanisms.split(",")
     if names == ["all"]:
         names = [mechanism.name for mechanism in mechanisms.MECHANISMS]
-    if "auto" in (split(name)[0] for name in names):
-        raise UsageError("--mechanisms auto: a bench compares what is named", "leave it out")
     for name in names:
-        mechanisms.named(split(name)[0])
+        _known(name)
     ram = given.ram.split(",")
     _refuse_doubles("--mechanisms", names)
     for option, sizes in (("--ram", ram), ("--dirty-rate", given.dirty_rate.split(","))):
@@ -112,6 +110,18 @@ def parse(given: argparse.Namespace) -> Request:
     )
     plan(request)  # every size of it fits
     return request
+
+
+def _known(label: str) -> None:
+    mechanism = split(label).mechanism
+    if mechanism == "auto":
+        raise UsageError("--mechanisms auto: a bench compares what is named", "leave it out")
+    mechanisms.named(mechanism)
+    if label.count(PAIR) > 1:
+        raise UsageError(
+            f"{label}: {PAIR} stands between the old QEMU and the new one, and is there again",
+            hint=f"call a directory that has {PAIR} in its name by another one (ln -s)",
+        )
 
 
 def _refuse_doubles(option: str, values: Sequence[object]) -> None:
@@ -188,17 +198,24 @@ class Session:
 
     def _same_qemus(self, slot: Slot, result: Result) -> dict[str, object]:
         """Return what is to be kept of the two QEMUs; raise UsageError when one has changed."""
-        other = split(slot.label)[1]
-        new = self.bench.others.get(other) if other else self.bench.new
-        for side, before, now in (("old", self.bench.old, result.old), ("new", new, result.new)):
+        label = split(slot.label)
+        own: dict[str, Side] = {}
+        others = dict(self.bench.others)
+        for side, other, now in (
+            ("old", label.old, result.old),
+            ("new", label.new, result.new),
+        ):
+            before = others.get(other) if other else getattr(self.bench, side)
             if before and before.sha256 != now.sha256:
                 raise UsageError(
                     f"the {side} QEMU ({now.path}) is no longer the one this bench began with",
                     hint="begin a new bench: runs of different binaries are not mixed",
                 )
-        if other:
-            return {"old": result.old, "others": {**self.bench.others, other: result.new}}
-        return {"old": result.old, "new": result.new}
+            if other:
+                others[other] = now
+            else:
+                own[side] = now
+        return {**own, "others": others}
 
     def _keep(self, **news: object) -> None:
         bench = self.bench.model_copy(update=news)
@@ -276,8 +293,8 @@ def leave(session: Session) -> None:
 
 def prepare(layout: Layout, request: Request) -> None:
     """Build what is missing before anything is run; raise UsageError for names nobody knows."""
-    others = (split(name)[1] for name in request.mechanisms)
-    for name in dict.fromkeys((request.old, request.new, *filter(None, others))):
+    others = [name for label in request.mechanisms for name in split(label)[1:] if name]
+    for name in dict.fromkeys((request.old, request.new, *others)):
         build.binary_of(layout, name)
     guest.build(request.guest, layout)
 

@@ -159,7 +159,7 @@ class Bench(Model):
     old: Side | None = None
     new: Side | None = None
     others: dict[str, Side] = Field(
-        default_factory=dict, description="new QEMUs that are named after an @, by that name"
+        default_factory=dict, description="QEMUs that are named after an @, by that name"
     )
     inapplicable: list[NotRun] = Field(default_factory=list)
     troubles: list[NotRun] = Field(default_factory=list)

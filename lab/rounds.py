@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from lab import options
 from lab.figures import WARM_UP, Load, Request
@@ -12,6 +13,8 @@ from lab.options import UpgradeOptions
 
 #: What follows a mechanism whose memory is not read meanwhile.
 _UNSAMPLED = ":unsampled"
+#: What stands between the two QEMUs of a label.
+PAIR = "::"
 
 
 def order(names: Sequence[str], number: int) -> list[str]:
@@ -71,10 +74,22 @@ def _slot(request: Request, ram: str, rate: str, label: str, number: int) -> Slo
     return Slot(number, label, wanted, f"{label}, {where}, {turn}")
 
 
-def split(label: str) -> tuple[str, str]:
-    """Return the mechanism of ``MECHANISM[:unsampled]@NEW``, and its new QEMU or nothing."""
-    mechanism, _, new = label.partition("@")
-    return mechanism.removesuffix(_UNSAMPLED), new
+class Label(NamedTuple):
+    """What a label says; a QEMU that it does not name is the bench's own, and empty here."""
+
+    mechanism: str
+    old: str
+    new: str
+
+
+def split(label: str) -> Label:
+    """Read ``MECHANISM[:unsampled]``, with ``@NEW``, ``@OLD::NEW`` or ``@OLD::`` behind it.
+
+    A QEMU's name may hold any of ``:``, ``/``, ``+`` and ``@``, but hardly two colons in a row.
+    """
+    mechanism, _, pair = label.partition("@")
+    old, _, new = pair.rpartition(PAIR)
+    return Label(mechanism.removesuffix(_UNSAMPLED), old, new)
 
 
 def _sampled(label: str) -> bool:
@@ -83,7 +98,7 @@ def _sampled(label: str) -> bool:
 
 def _upgrade_options(request: Request, ram: str, rate: str, label: str) -> UpgradeOptions:
     """Return what is asked for, and for everything else what ``upgrade`` does by default."""
-    mechanism, new = split(label)
+    mechanism, old, new = split(label)
     return options.of(
         guest=request.guest,
         ram=ram,
@@ -91,7 +106,7 @@ def _upgrade_options(request: Request, ram: str, rate: str, label: str) -> Upgra
         dirty_rate=rate,
         mechanism=mechanism,
         accel=request.accel,
-        old=request.old,
+        old=old or request.old,
         new=new or request.new,
         pages=request.pages,
         workload=request.workload,

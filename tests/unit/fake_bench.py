@@ -36,7 +36,9 @@ def layout(tmp_path: Path) -> Layout:
 
 def label(options: UpgradeOptions) -> str:
     """Return what a bench calls it."""
-    return options.mechanism if options.new == "10.2" else f"{options.mechanism}@{options.new}"
+    new = "" if options.new == "10.2" else options.new
+    pair = new if options.old == "10.0" else f"{options.old}::{new}"
+    return f"{options.mechanism}@{pair}" if pair else options.mechanism
 
 
 def _case(options: UpgradeOptions) -> tuple[int, int, str]:

@@ -73,6 +73,7 @@ def test_all_means_all_and_the_reference_is_what_everybody_has() -> None:
         (("--ram", "1G,64M"), "needs at least"),
         (("--repeats", "0"), "at least one round"),
         (("--guest", "giant"), "no guest"),
+        (("--mechanisms", "gift@10.0::a::10.2"), ":: stands between"),
     ],
 )
 def test_what_cannot_be_is_refused(words: tuple[str, ...], why: str) -> None:
@@ -287,6 +288,28 @@ def test_a_binary_that_changes_is_not_mixed_in(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"the new QEMU .* is no longer the one"):
         carried_out(tmp_path, Runner(trouble=rebuilt), *ASKED)
     assert len(kept(the_directory(tmp_path)).runs) == 2
+
+
+def test_a_label_may_name_an_old_qemu_of_its_own(tmp_path: Path) -> None:
+    def side(name: str) -> dict[str, Any]:
+        return {"release": None, "version": "10", "path": name, "sha256": (name * 64)[:64]}
+
+    def made(changed: int) -> Runner:
+        return Runner(
+            trouble=lambda number, options: {
+                "old": side("f" if number == changed else options.old.replace(".", "")),
+                "new": side(options.new.replace(".", "")),
+            }
+        )
+
+    words = ("--mechanisms", "gift,gift@10.1::,gift@10.1::10.3", "--repeats", "1")
+    _, done = carried_out(tmp_path, made(-1), *words)
+    assert done.old
+    assert done.new
+    assert (done.old.path, done.new.path) == ("100", "102")
+    assert {name: one.path for name, one in done.others.items()} == {"10.1": "101", "10.3": "103"}
+    with pytest.raises(UsageError, match=r"the old QEMU .* is no longer the one"):
+        carried_out(tmp_path / "changed", made(4), *words)
 
 
 # Going on

@@ -9,7 +9,7 @@ from itertools import pairwise
 import fake_bench
 import pytest
 
-from lab.rounds import order, plan
+from lab.rounds import order, plan, split
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 6, 7])
@@ -81,3 +81,24 @@ def test_every_slot_is_the_upgrade_that_was_asked_for() -> None:
         assert (wanted.touched_bytes, wanted.dirty_rate) == (2**28, 3 * 2**20)
         assert (wanted.accel, wanted.guest, wanted.old) == ("tcg", "micro", "/a b/qemu")
         assert "--mechanism copy" in wanted.reproduce
+
+
+@pytest.mark.parametrize(
+    ("label", "says"),
+    [
+        ("flip", ("flip", "", "")),
+        ("flip@10.2", ("flip", "", "10.2")),
+        ("flip@stock:10.2+/a:b/c@d", ("flip", "", "stock:10.2+/a:b/c@d")),
+        ("flip@10.0::10.2", ("flip", "10.0", "10.2")),
+        ("flip@stock:10.0+../s@t::/q/qemu", ("flip", "stock:10.0+../s@t", "/q/qemu")),
+        ("flip@10.0+s::", ("flip", "10.0+s", "")),
+    ],
+)
+def test_a_label_names_the_qemus_that_are_not_the_benchs_own(
+    label: str, says: tuple[str, str, str]
+) -> None:
+    assert split(label) == says
+    (slot,) = plan(fake_bench.request("--mechanisms", label, "--repeats", "1"))[1:]
+    _, old, new = says
+    assert (slot.options.old, slot.options.new) == (old or "10.0", new or "10.2")
+    assert slot.options.mechanism == "flip"
