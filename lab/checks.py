@@ -6,24 +6,20 @@ from __future__ import annotations
 import dataclasses
 import enum
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterator
 
 from pydantic import Field
 
-from lab import bench, build, figures, gate, naming, patches, patchlint, qtests, sources, vmstate
+from lab import bench, build, figures, gate, naming, patches, patchlint, qtests, vmstate
 from lab.errors import CannotTellError
 from lab.figures import Bench
 from lab.firmware import prepare
 from lab.gnupatch import PatchError
-from lab.layout import Layout
 from lab.model import Model
-from lab.naming import Named
 from lab.patches import Series
 from lab.pipeline import upgrade_once
 from lab.progress import step
-from lab.sources import Source
+from lab.subject import Base, Subject
 
 #: Of QEMU's own migration tests: quick ones, of the ways that others build on.
 TESTS = (
@@ -35,7 +31,7 @@ TESTS = (
     "/x86_64/migration/localhost/flip/early",
 )
 #: A series is slower, or needs more memory, when it does so by more than this and the noise.
-_CONDITIONS = ("pause_ms.outside.ratio > 1.5", "memory_ratio.ratio > 1.1")
+_CONDITIONS = ("*.pause_ms.outside.ratio > 1.5", "*.memory_ratio.ratio > 1.1")
 
 
 class Status(enum.StrEnum):
@@ -55,152 +51,133 @@ class Check(Model):
     details: str = Field(default="", description="what was said in full, where there is more")
 
 
-@dataclass(frozen=True)
-class Subject:
-    """A series on its base, and what it is to be tried with."""
-
-    layout: Layout
-    series: Series
-    #: What the base, and the base with the series, are called (lab.naming).
-    base: str
-    old: str
-    directory: Path
-    every_patch: bool = True
-    mechanisms: Sequence[str] = ("flip", "gift")
-    ram: str = "512M"
-    repeats: int = 3
-    accel: str = "auto"
-
-    @property
-    def name(self) -> str:
-        """The base with the series."""
-        return f"{self.base}+{self.series.patches[0].parent}"
-
-    @property
-    def size(self) -> str:
-        """How many patches, in words."""
-        number = len(self.series.patches)
-        return "1 patch" if number == 1 else f"{number} patches"
-
-    @property
-    def named(self) -> Named:
-        """The base, and everything known of it."""
-        return naming.named(self.layout, self.base)
-
-    @property
-    def source(self) -> Source:
-        """What the base is made from."""
-        asked = self.named
-        return sources.resolve(self.layout, asked.release, asked.releases.upstream.releases)
-
-    @property
-    def tree(self) -> Path:
-        """The same unpacked, without any series."""
-        return sources.stock_tree(self.layout, self.source)
-
-
 def applies(subject: Subject) -> Iterator[Check]:
-    """Whether it applies to the base, and whether every hunk is where it says."""
-    whole = Series("whole", (*subject.named.series.patches, *subject.series.patches))
-    tree = subject.directory / "tree"
+    """Whether it applies to each base, and whether every hunk is where it says."""
+    for base in subject.bases:
+        yield _applies(subject, base)
+
+
+def _applies(subject: Subject, base: Base) -> Check:
+    tool, tree = subject.tool("apply", base), subject.directory / "tree"
+    whole = Series("whole", (*base.named.series.patches, *subject.series.patches))
     try:
-        with step(f"applying {subject.size} to {subject.base}"):
-            notes = patches.patched_tree(subject.source, whole, tree)
+        with step(f"applying {subject.size} to {base.name}"):
+            notes = patches.patched_tree(base.source, whole, tree)
     except PatchError as error:
         first, _, rest = error.message.partition("\n")
         which = next((p.name for p in subject.series.patches if str(p) in first), "the series")
-        yield Check(
-            tool="apply",
-            status=Status.FAIL,
-            summary=f"{which} does not apply to {subject.base}",
-            details=rest,
-        )
-        return
+        summary = f"{which} does not apply to {base.name}"
+        return Check(tool=tool, status=Status.FAIL, summary=summary, details=rest)
     finally:
         shutil.rmtree(tree, ignore_errors=True)
     names = {patch.name for patch in subject.series.patches}
     moved = [note for note in notes if note.partition(":")[0] in names]
-    yield Check(
-        tool="apply",
+    return Check(
+        tool=tool,
         status=Status.WARN if moved else Status.PASS,
-        summary=f"{subject.size}, on {subject.base}"
-        + ("; some not where they say" if moved else ""),
+        summary=f"{subject.size}, on {base.name}" + ("; some not where they say" if moved else ""),
         details="\n".join(moved),
     )
 
 
 def style(subject: Subject) -> Iterator[Check]:
-    """What QEMU's own checkpatch.pl says."""
-    said = patchlint.style(subject.tree, subject.series)
-    yield Check(
-        tool="checkpatch",
-        status=Status.WARN if said else Status.PASS,
-        summary=f"{len(said)} remarks" if said else "clean",
-        details="\n".join(said),
-    )
+    """What QEMU's own checkpatch.pl says, of each release that the series is for."""
+    for base in subject.bases:
+        said = patchlint.style(base.tree, subject.series)
+        yield Check(
+            tool=subject.tool("checkpatch", base),
+            status=Status.WARN if said else Status.PASS,
+            summary=f"{len(said)} remarks" if said else "clean",
+            details="\n".join(said),
+        )
 
 
 def builds(subject: Subject) -> Iterator[Check]:
     """Whether QEMU compiles after every patch, or at least after the last one."""
-    asked, all_of_them = subject.named, subject.series.patches
-    source = subject.source
-    last = len(all_of_them)
+    for base in subject.bases:
+        yield _builds(subject, base)
+
+
+def _builds(subject: Subject, base: Base) -> Check:
+    tool = subject.tool("build", base)
+    last = len(subject.series.patches)
     for number in range(1 if subject.every_patch else last, last + 1):
-        patch = all_of_them[number - 1]
-        part = Series(f"upto-{number}", (*asked.series.patches, *all_of_them[:number]))
         try:
-            if number == last:
-                build.by_name(subject.layout, subject.name)
-            else:
-                build.build(subject.layout, asked.release, source, part, asked.releases.build)
+            build_part(base, number)
         except CannotTellError as error:
-            first, _, rest = error.message.partition("\n")
-            yield Check(
-                tool="build",
+            patch = subject.series.patches[number - 1]
+            return Check(
+                tool=tool,
                 status=Status.FAIL,
                 summary=f"patch {number} of {last}, {patch.name}, does not build",
-                details=f"{first}\n{rest}",
+                details=error.message,
             )
-            return
     what = f"after each of {last}" if subject.every_patch and last > 1 else "after the last patch"
-    yield Check(tool="build", status=Status.PASS, summary=f"QEMU builds {what}")
+    return Check(tool=tool, status=Status.PASS, summary=f"QEMU builds {what}")
+
+
+def build_part(base: Base, number: int) -> None:
+    """Build `base` with the first `number` patches; raise CannotTellError when it cannot be."""
+    if number == len(base.series.patches):
+        build.by_name(base.layout, base.patched)
+        return
+    asked = base.named
+    part = Series(
+        f"{asked.series.name}+upto-{number}",
+        (*asked.series.patches, *base.series.patches[:number]),
+    )
+    build.build(base.layout, asked.release, base.source, part, asked.releases.build)
 
 
 def device_state(subject: Subject) -> Iterator[Check]:
-    """Whether what the base has saved can be loaded with the series, and the other way round."""
-    tree, firmware = subject.tree, prepare(subject.layout)
-    old = naming.named(subject.layout, subject.old) if not naming.is_path(subject.old) else None
+    """Whether what a base has saved can be loaded with the series, and the other way round."""
+    for base in subject.bases:
+        yield _device_state(subject, base)
+
+
+def _device_state(subject: Subject, base: Base) -> Check:
+    firmware, release = prepare(subject.layout), base.named.release.name
+    known = base.name if naming.is_path(subject.old) else subject.old
     qemus = {
         which: build.by_name(subject.layout, name).qemu
-        for which, name in (("base", subject.base), ("series", subject.name))
+        for which, name in (("base", base.name), ("series", base.patched))
     }
-    for machine in vmstate.machines(old.release.name if old else subject.named.release.name):
+    found = []
+    for machine in vmstate.machines(naming.named(subject.layout, known).release.name):
         dumps = [
-            vmstate.dump(qemu, firmware, machine, subject.directory / f"{machine}-{which}.json")
+            vmstate.dump(
+                qemu, firmware, machine, subject.directory / f"{release}-{machine}-{which}.json"
+            )
             for which, qemu in qemus.items()
         ]
-        found = vmstate.same_release(tree, machine, subject.base, *dumps)
-        yield Check(
-            tool="vmstate-static-checker",
-            status=Status.PASS if found.passed else Status.FAIL,
-            summary=f"{machine}: the devices' state is "
-            + ("compatible" if found.passed else "not compatible with the base's"),
-            details="" if found.passed else found.text,
-        )
+        found.append(vmstate.same_release(base.tree, machine, base.name, *dumps))
+    bad = [one for one in found if not one.passed]
+    return Check(
+        tool=subject.tool("vmstate-static-checker", base),
+        status=Status.FAIL if bad else Status.PASS,
+        summary=", ".join(one.machine for one in bad or found)
+        + (": the devices' state is not compatible with the base's" if bad else ": compatible"),
+        details="\n".join(f"{one.machine}: {one.text}" for one in bad),
+    )
 
 
 def qemu_tests(subject: Subject) -> Iterator[Check]:
     """QEMU's own migration tests, a few: what fails with the series and not without it."""
-    old = build.binary_of(subject.layout, subject.old).path
-    base = qtests.Bench(
-        driver=build.driver(subject.layout, subject.base),
-        tree=subject.tree,
-        old=old,
-        new=build.by_name(subject.layout, subject.base).qemu,
-        firmware=prepare(subject.layout),
-        accel="tcg",
+    driver = Base(
+        subject.layout, subject.series, subject.old if naming.is_path(subject.new) else subject.new
     )
-    theirs = dataclasses.replace(base, new=build.by_name(subject.layout, subject.name).qemu)
+
+    def pair(old: str, new: str) -> qtests.Bench:
+        return qtests.Bench(
+            driver=build.driver(subject.layout, driver.name),
+            tree=driver.tree,
+            old=build.binary_of(subject.layout, old).path,
+            new=build.binary_of(subject.layout, new).path,
+            firmware=prepare(subject.layout),
+            accel="tcg",
+        )
+
+    base, theirs = pair(subject.old, subject.new), pair(*subject.pair)
     logs = subject.directory / "qtests"
     with qtests.stand(base, logs / "base") as one, qtests.stand(theirs, logs / "series") as two:
         before = one.run_all(TESTS, "migration-test, base")
@@ -216,10 +193,10 @@ def qemu_tests(subject: Subject) -> Iterator[Check]:
     )
 
 
-def upgrades(subject: Subject) -> Iterator[Check]:
-    """Running guests, upgraded to the base and to the series in the same rounds."""
-    labels = [label for name in subject.mechanisms for label in (name, f"{name}@{subject.name}")]
-    request = figures.Request(
+def request(subject: Subject) -> figures.Request:
+    """Return the bench in which each mechanism is tried without the series and with it."""
+    labels = [label for name in subject.mechanisms for label in (name, subject.label(name))]
+    return figures.Request(
         mechanisms=labels,
         ram=[subject.ram],
         touch="75%",
@@ -229,11 +206,16 @@ def upgrades(subject: Subject) -> Iterator[Check]:
         guest="tiny",
         accel=subject.accel,
         old=subject.old,
-        new=subject.base,
+        new=subject.new,
     )
+
+
+def upgrades(subject: Subject) -> Iterator[Check]:
+    """Running guests, upgraded without the series and with it in the same rounds."""
+    asked = request(subject)
     layout = dataclasses.replace(subject.layout, out=subject.directory)
-    bench.prepare(layout, request)
-    session = bench.begin(layout, request, upgrade_once)
+    bench.prepare(layout, asked)
+    session = bench.begin(layout, asked, upgrade_once)
     session.go()
     bench.leave(session)
     yield from _harm(session.bench, subject)
@@ -243,7 +225,7 @@ def upgrades(subject: Subject) -> Iterator[Check]:
 def _harm(done: Bench, subject: Subject) -> Iterator[Check]:
     """Yield, for each mechanism, whether a guest was harmed."""
     for name in subject.mechanisms:
-        label = f"{name}@{subject.name}"
+        label = subject.label(name)
         mine = [run for run in done.runs if run.mechanism == label]
         bad = [run for run in mine if run.faults]
         base_is_bad = any(run.faults for run in done.runs if run.mechanism == name)
@@ -273,7 +255,7 @@ def _harm(done: Bench, subject: Subject) -> Iterator[Check]:
 def _figures(done: Bench, subject: Subject) -> Iterator[Check]:
     """Yield whether the series makes an upgrade slower, or larger, than the base does."""
     for name in subject.mechanisms:
-        label = f"{name}@{subject.name}"
+        label = subject.label(name)
         # Ratios are to the same mechanism's own base.
         against = done.model_copy(
             update={"request": done.request.model_copy(update={"reference": name})}
@@ -282,8 +264,11 @@ def _figures(done: Bench, subject: Subject) -> Iterator[Check]:
         row = next((row for row in against.summary if row.mechanism == label), None)
         if row is None or not row.ratios:
             continue
-        asked = [gate.condition(f"{label}.{text}") for text in _CONDITIONS]
-        met = [text.partition(": ")[2] for text in gate.alarms(asked, None, against)]
+        met = [
+            one.text.removeprefix("*.")
+            for one in map(gate.condition, _CONDITIONS)
+            if (measured := one.measured(row)) and one.met(measured, None)
+        ]
         pause, memory = (row.ratios.get(name) for name in ("pause_outside_ms", "memory_ratio"))
         told = [
             f"{what} {found.median:.2f} times the base's [{found.low:.2f}, {found.high:.2f}]"

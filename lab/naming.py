@@ -35,6 +35,11 @@ def is_path(name: str) -> bool:
     return "/" in name.partition("+")[0]
 
 
+def stock(name: str) -> str:
+    """Return what `name`, which is not a path, is called without its series in patches/."""
+    return f"{_STOCK}{name.removeprefix(_STOCK)}"
+
+
 def named(layout: Layout, name: str) -> Named:
     """Return what `name`, which is not a path, says; raise UsageError for what is not known."""
     releases = config.load(layout.patches / "releases.toml")

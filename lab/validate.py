@@ -12,12 +12,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lab import checks, host, mechanisms, naming, submitted
-from lab.checks import Check, Status, Subject
+from lab import checks, host, mechanisms, submitted
+from lab.checks import Check, Status
 from lab.errors import ExitCode, UsageError
 from lab.layout import Layout
 from lab.progress import note
 from lab.record import as_json_list, write_whole
+from lab.subject import Side, Subject, end_name
 
 #: What is tried where the user names nothing: what the base has.
 _MECHANISMS = {"localhost": "flip,gift", "stock": "precopy,postcopy"}
@@ -37,8 +38,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="localhost",
         help="base: the release with our own series, or as it is (default: localhost)",
     )
-    add("--base", default="new", metavar="REL", help="the release (default: new)")
+    add(
+        "--side",
+        choices=list(Side),
+        default=Side.NEW,
+        help="which end of the upgrade gets the series (default: new)",
+    )
     add("--old", default="10.0", metavar="REL|PATH", help="upgraded from (default: 10.0)")
+    add("--new", default="new", metavar="REL|PATH", help="upgraded to (default: new)")
     add("--no-bisect", action="store_true", help="build after the last patch only")
     add("--mechanisms", metavar="A,B,...", help="upgraded by (default: what the base has)")
     add("--ram", default="512M", metavar="SIZE", help="guest RAM (default: 512M)")
@@ -52,11 +59,12 @@ def validate(subject: Subject) -> list[Check]:
     """Do every check that makes sense after those before it, and keep what each said."""
     found: list[Check] = []
     for do, needed in checks.STEPS:
+        before = len(found)
         for check in do(subject):
             found.append(check)
             note(f"{check.status.upper():4}  {check.tool}: {check.summary}")
             write_whole(subject.directory / "validate.json", as_json_list(found))
-        if needed and found[-1].status is Status.FAIL:
+        if needed and any(check.status is Status.FAIL for check in found[before:]):
             break
     return found
 
@@ -65,8 +73,8 @@ def tested_by(subject: Subject, found: Sequence[Check]) -> str:
     """Return plain text to paste below a ``Tested-by:``."""
     here = host.fingerprint()
     lines = [
-        f"pageflip validate, {subject.size} on {subject.base}, "
-        f"guests of {subject.ram} upgraded from {subject.old}",
+        f"pageflip validate, {subject.size} on {' and '.join(b.name for b in subject.bases)}, "
+        f"guests of {subject.ram} upgraded from {subject.old} to {subject.new}",
         f"on {here.cpu}, {here.cores} cores, {here.distribution}, kernel {here.kernel}",
         "",
         *(f"  {check.status.upper():4}  {check.tool}: {check.summary}" for check in found),
@@ -96,8 +104,9 @@ def run(given: argparse.Namespace) -> int:
         mechanisms.named(name)
     if given.repeats < 2:
         raise UsageError(f"--repeats {given.repeats}: two rounds are the fewest to compare")
-    base = given.base if given.on == "localhost" else f"stock:{given.base}"
-    naming.named(layout, base)
+    side, stock = Side(given.side), given.on == "stock"
+    old = end_name(layout, given.old, patched=side is not Side.NEW, stock=stock)
+    new = end_name(layout, given.new, patched=side is not Side.OLD, stock=stock)
     if given.out:
         layout = Layout(layout.checkout, layout.cache, given.out.absolute())
     directory = layout.new_run("validate-")
@@ -106,9 +115,10 @@ def run(given: argparse.Namespace) -> int:
     subject = Subject(
         layout=layout,
         series=series,
-        base=base,
-        old=given.old,
+        old=old,
+        new=new,
         directory=directory,
+        side=side,
         every_patch=not given.no_bisect,
         mechanisms=names,
         ram=given.ram,

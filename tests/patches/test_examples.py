@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from lab import checks, naming, patchlint, sources
-from lab.checks import Status, Subject
+from lab.checks import Status
 from lab.layout import CHECKOUT, Layout
 from lab.patches import Series
+from lab.subject import Subject
 from lab.submitted import collect
 
 _LAYOUT = Layout.default()
@@ -32,8 +33,8 @@ def _subject(name: str, into: Path) -> Subject:
     return Subject(
         layout=_LAYOUT,
         series=collect(str(_ALL[name]), into / "series", into),
-        base=_BASE,
         old="10.0",
+        new=_BASE,
         directory=into,
     )
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,12 +11,13 @@ from pathlib import Path
 import fake_bench
 import pytest
 
-from lab import bench, checks, cli, figures
-from lab.checks import Check, Status, Subject
+from lab import bench, checks, cli, figures, rounds
+from lab.checks import Check, Status
 from lab.errors import ExitCode
 from lab.figures import Bench
 from lab.layout import CHECKOUT
 from lab.patches import Series
+from lab.subject import Side, Subject
 
 SERIES = CHECKOUT / "tests" / "series"
 
@@ -56,11 +58,20 @@ def test_what_comes_after_a_failure_that_counts_is_not_tried(
     assert kept[0].keys() == {"tool", "status", "summary", "details"}
     text = (directory / "tested-by.txt").read_text()
     assert text in capsys.readouterr().out
-    assert "2 patches on new" in text
+    assert "2 patches on new, guests of 512M upgraded from 10.0 to new" in text
 
 
-@pytest.mark.parametrize("words", [("--repeats", "1"), ("--base", "9.9"), ("--mechanisms", "x")])
-def test_wrong_usage(words: tuple[str, str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--repeats", "1"),
+        ("--new", "9.9"),
+        ("--old", "9.9"),
+        ("--mechanisms", "x"),
+        ("--side", "old", "--old", "/q/qemu"),
+    ],
+)
+def test_wrong_usage(words: tuple[str, ...], tmp_path: Path) -> None:
     series = str(SERIES / "good")
     assert cli.main(["validate", series, "--out", str(tmp_path), *words]) == ExitCode.USAGE
 
@@ -69,8 +80,8 @@ def subject(tmp_path: Path) -> Subject:
     return Subject(
         layout=fake_bench.layout(tmp_path),
         series=Series("s", (tmp_path / "s" / "0001-x.patch",)),
-        base="10.2",
         old="10.0",
+        new="10.2",
         directory=tmp_path,
         mechanisms=("gift",),
     )
@@ -90,6 +101,31 @@ def done(tmp_path: Path, ms: float, *, harm: bool = False) -> Bench:
     session = bench.begin(fake_bench.layout(tmp_path), fake_bench.request(*words), runner)
     session.go()
     return session.bench
+
+
+def test_one_release_is_enough_to_end_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def on_each(subject: Subject) -> Iterator[Check]:
+        for base, status in zip(subject.bases, (Status.FAIL, Status.PASS), strict=True):
+            yield Check(tool=subject.tool("apply", base), status=status, summary="said")
+
+    steps = [(on_each, True), (says(Status.PASS, "b"), True)]
+    monkeypatch.setattr(checks, "STEPS", steps)
+    words = ["validate", str(SERIES / "good"), "--side", "both", "--out", str(tmp_path)]
+    assert cli.main([*words, "--on", "stock"]) == ExitCode.FAIL
+    (kept,) = tmp_path.glob("*/validate.json")
+    assert [check["tool"] for check in json.loads(kept.read_text())] == [
+        "apply on stock:10.0", "apply on stock:new",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("side", list(Side))
+def test_guests_are_upgraded_from_and_to_the_right_qemus(side: Side, tmp_path: Path) -> None:
+    mine = dataclasses.replace(subject(tmp_path), side=side)
+    old, new = mine.pair
+    request = checks.request(mine)
+    assert (request.old, request.new, request.reference) == ("10.0", "10.2", "gift")
+    (theirs,) = (slot for slot in rounds.plan(request)[2:4] if "@" in slot.label)
+    assert (theirs.options.old, theirs.options.new) == (old, new)
 
 
 @pytest.mark.parametrize(
