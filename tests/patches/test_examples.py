@@ -47,6 +47,7 @@ def test_one_that_does_not_apply_is_told_by_its_patch(tmp_path: Path) -> None:
     assert not (tmp_path / "tree").exists()
 
 
-def test_checkpatch_has_nothing_to_say_of_the_good_one(tmp_path: Path) -> None:
-    (found,) = checks.style(_subject("good", tmp_path))
+@pytest.mark.parametrize("name", ["good", "slow-third"])
+def test_checkpatch_has_nothing_to_say(name: str, tmp_path: Path) -> None:
+    (found,) = checks.style(_subject(name, tmp_path))
     assert found.status is Status.PASS, found.details

@@ -148,6 +148,6 @@ def test_a_harmed_guest_is_the_series_fault(tmp_path: Path) -> None:
 def test_examples_are_series() -> None:
     names = {directory.name for directory in SERIES.iterdir()}
     assert names == {
-        "broken", "conflict", "corrupt", "crash", "good", "leak", "slow", "vmstate",
+        "broken", "conflict", "corrupt", "crash", "good", "leak", "slow", "slow-third", "vmstate",
     }  # fmt: skip
     assert figures.WARM_UP == 0
