@@ -199,7 +199,7 @@ def request(subject: Subject) -> figures.Request:
     return figures.Request(
         mechanisms=labels,
         ram=[subject.ram],
-        touch="75%",
+        touch=subject.touch,
         dirty_rate="20M",
         repeats=subject.repeats,
         reference=labels[0],

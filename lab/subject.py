@@ -70,6 +70,7 @@ class Subject:
     every_patch: bool = True
     mechanisms: Sequence[str] = ("flip", "gift")
     ram: str = "512M"
+    touch: str = "75%"
     repeats: int = 3
     accel: str = "auto"
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lab import checks, host, mechanisms, submitted
+from lab import checks, host, mechanisms, rounds, submitted
 from lab.checks import Check, Status
 from lab.errors import ExitCode, UsageError
 from lab.layout import Layout
@@ -49,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--no-bisect", action="store_true", help="build after the last patch only")
     add("--mechanisms", metavar="A,B,...", help="upgraded by (default: what the base has)")
     add("--ram", default="512M", metavar="SIZE", help="guest RAM (default: 512M)")
+    add("--touch", default="75%", metavar="SIZE|PERCENT", help="of it in use (default: 75%%)")
     add("--repeats", type=int, default=3, metavar="N", help="rounds (default: 3)")
     add("--accel", default="auto", choices=["auto", "kvm", "tcg"], help="default: auto")
     add("--repository", type=Path, metavar="DIR", help="for a git range (default: qemu/)")
@@ -122,9 +123,11 @@ def run(given: argparse.Namespace) -> int:
         every_patch=not given.no_bisect,
         mechanisms=names,
         ram=given.ram,
+        touch=given.touch,
         repeats=given.repeats,
         accel=given.accel,
     )
+    rounds.plan(checks.request(subject))  # every size fits: said before hours of work, not after
     found = validate(subject)
     text = tested_by(subject, found)
     write_whole(directory / "tested-by.txt", text)

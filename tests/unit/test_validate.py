@@ -68,6 +68,7 @@ def test_what_comes_after_a_failure_that_counts_is_not_tried(
         ("--new", "9.9"),
         ("--old", "9.9"),
         ("--mechanisms", "x"),
+        ("--ram", "256M"),
         ("--side", "old", "--old", "/q/qemu"),
     ],
 )
