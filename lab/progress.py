@@ -37,13 +37,18 @@ def overall(title: str) -> Iterator[Callable[[int, int, str], None]]:
 
     Where there is no terminal nothing of all this is shown: the notes have to say enough.
     """
+    inside = bool(_shown)
     with _bars() as bar:
         task = bar.add_task(title, total=None, n="")
 
         def told(done: int, total: int, words: str) -> None:
             bar.update(task, completed=done, total=total, n=f"{done}/{total}  {words}")
 
-        yield told
+        try:
+            yield told
+        finally:
+            if inside:
+                bar.remove_task(task)
 
 
 @contextmanager

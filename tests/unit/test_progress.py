@@ -45,6 +45,16 @@ def test_steps_within_are_told_on_a_terminal_only_and_go_when_they_end(screen: C
     assert "boil" not in said(screen)[len(seen) :]
 
 
+def test_an_overall_display_within_another_goes_when_it_ends(screen: Console) -> None:
+    with progress.overall("week"):
+        with progress.overall("dinner") as told:
+            told(2, 5, "soon")
+        seen = said(screen)
+        with progress.step("fry"):
+            pass
+    assert "dinner" not in said(screen)[len(seen) :]
+
+
 def test_the_display_ends_with_its_block(screen: Console) -> None:
     with pytest.raises(KeyError), progress.overall("dinner"), progress.step("boil"):
         raise KeyError
