@@ -291,6 +291,15 @@ def leave(session: Session) -> None:
     reporting.write_bench(session.bench, session.directory)
 
 
+def measure(layout: Layout, request: Request) -> Bench:
+    """Return the bench that is asked for, built and carried out, and shown to nobody."""
+    prepare(layout, request)
+    session = begin(layout, request, upgrade_once)
+    session.go()
+    leave(session)
+    return session.bench
+
+
 def prepare(layout: Layout, request: Request) -> None:
     """Build what is missing before anything is run; raise UsageError for names nobody knows."""
     others = [name for label in request.mechanisms for name in split(label)[1:] if name]

@@ -17,7 +17,6 @@ from lab.firmware import prepare
 from lab.gnupatch import PatchError
 from lab.model import Model
 from lab.patches import Series
-from lab.pipeline import upgrade_once
 from lab.progress import step
 from lab.subject import Base, Subject
 
@@ -214,12 +213,9 @@ def upgrades(subject: Subject) -> Iterator[Check]:
     """Running guests, upgraded without the series and with it in the same rounds."""
     asked = request(subject)
     layout = dataclasses.replace(subject.layout, out=subject.directory)
-    bench.prepare(layout, asked)
-    session = bench.begin(layout, asked, upgrade_once)
-    session.go()
-    bench.leave(session)
-    yield from _harm(session.bench, subject)
-    yield from _figures(session.bench, subject)
+    done = bench.measure(layout, asked)
+    yield from _harm(done, subject)
+    yield from _figures(done, subject)
 
 
 def _harm(done: Bench, subject: Subject) -> Iterator[Check]:

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
 import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lab import naming, sources
+from lab import mechanisms, naming, sources, submitted
 from lab.errors import UsageError
 from lab.layout import Layout
 from lab.naming import Named
@@ -25,6 +27,10 @@ class Side(enum.StrEnum):
     BOTH = "both"
 
 
+#: What is tried where the user names nothing: what the base has.
+MECHANISMS = {"localhost": "flip,gift", "stock": "precopy,postcopy"}
+
+
 @dataclass(frozen=True)
 class Base:
     """A QEMU that the series goes on."""
@@ -36,8 +42,9 @@ class Base:
 
     @property
     def patched(self) -> str:
-        """What it is called with the series."""
-        return f"{self.name}+{self.series.patches[0].parent}"
+        """What it is called with the series; one without a patch changes nothing."""
+        patches = self.series.patches
+        return f"{self.name}+{patches[0].parent}" if patches else self.name
 
     @property
     def named(self) -> Named:
@@ -102,6 +109,67 @@ class Subject:
         """Return how a bench calls the upgrade with the series (lab.rounds)."""
         old, new = self.pair
         return f"{mechanism}@{old}{PAIR}{new}" if old != self.old else f"{mechanism}@{new}"
+
+
+def add_arguments(parser: argparse.ArgumentParser, *, ram: str, touch: str) -> None:
+    """Declare what every verb that tries a series asks for."""
+    add = parser.add_argument
+    add(
+        "series",
+        metavar="SERIES",
+        help="a directory of patches, an mbox, a git range (A..B), or a message-id (by b4)",
+    )
+    add(
+        "--on",
+        choices=list(MECHANISMS),
+        default="localhost",
+        help="base: the release with our own series, or as it is (default: localhost)",
+    )
+    add(
+        "--side",
+        choices=list(Side),
+        default=Side.NEW,
+        help="which end of the upgrade gets the series (default: new)",
+    )
+    add("--old", default="10.0", metavar="REL|PATH", help="upgraded from (default: 10.0)")
+    add("--new", default="new", metavar="REL|PATH", help="upgraded to (default: new)")
+    add("--ram", default=ram, metavar="SIZE", help=f"guest RAM (default: {ram})")
+    share = touch.replace("%", "%%")
+    add("--touch", default=touch, metavar="SIZE|PERCENT", help=f"in use (default: {share})")
+    add("--repeats", type=int, default=3, metavar="N", help="rounds (default: 3)")
+    add("--accel", default="auto", choices=["auto", "kvm", "tcg"], help="default: auto")
+    add("--repository", type=Path, metavar="DIR", help="for a git range (default: qemu/)")
+    add("--out", type=Path, metavar="DIR", help="where the directory is made (default: ./out)")
+
+
+def asked_for(given: argparse.Namespace, names: Sequence[str], prefix: str) -> Subject:
+    """Return the series that is asked for, its patches in a new directory; raise UsageError."""
+    layout = Layout.default()
+    for name in names:
+        mechanisms.named(name)
+    if given.repeats < 2:
+        raise UsageError(f"--repeats {given.repeats}: two rounds are the fewest to compare")
+    side, stock = Side(given.side), given.on == "stock"
+    old = end_name(layout, given.old, patched=side is not Side.NEW, stock=stock)
+    new = end_name(layout, given.new, patched=side is not Side.OLD, stock=stock)
+    if given.out:
+        layout = dataclasses.replace(layout, out=given.out.absolute())
+    directory = layout.new_run(prefix)
+    repository = given.repository or layout.checkout / "qemu"
+    series = submitted.collect(given.series, directory / "series", repository)
+    return Subject(
+        layout=layout,
+        series=series,
+        old=old,
+        new=new,
+        directory=directory,
+        side=side,
+        mechanisms=names,
+        ram=given.ram,
+        touch=given.touch,
+        repeats=given.repeats,
+        accel=given.accel,
+    )
 
 
 def end_name(layout: Layout, name: str, *, patched: bool, stock: bool) -> str:
