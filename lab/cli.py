@@ -26,6 +26,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "report": ("lab.reporting", "make a page of a bench or an upgrade"),
     "preflight": ("lab.preflight", "look at a running QEMU: how it could be upgraded"),
     "validate": ("lab.validate", "apply, build and try a patch series"),
+    "bisect": ("lab.bisect", "find the patch of a series that makes a figure worse"),
     "compare": ("lab.compare", "hold two benches against each other"),
     "check": ("lab.check", "run everything that tests this project"),
     "build": ("lab.builds", "build the pair of QEMUs and the guest images"),

@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The search for the first bad one of many, by halves.  Pure."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+
+
+class Verdict(enum.StrEnum):
+    """What can be said of one state."""
+
+    GOOD = "good"
+    BAD = "bad"
+    SKIP = "skip"
+
+
+def first_bad(good: int, bad: int, judge: Callable[[int], Verdict]) -> list[int]:
+    """Return the first bad one between `good` and `bad`, which are known to be so.
+
+    Where those just before it cannot be judged it may be any of several: then all of them.
+    """
+    skipped: set[int] = set()
+    while left := [number for number in range(good + 1, bad) if number not in skipped]:
+        number = min(left, key=lambda one: abs(2 * one - good - bad))
+        match judge(number):
+            case Verdict.GOOD:
+                good = number
+            case Verdict.BAD:
+                bad = number
+            case Verdict.SKIP:
+                skipped.add(number)
+    return list(range(good + 1, bad + 1))

@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What bisect says of a series, with guests that nobody starts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import fake_bench
+import pytest
+
+from lab import bench, bisect, build, cli
+from lab.errors import CannotTellError, ExitCode, UsageError
+from lab.figures import Bench, Request
+from lab.layout import CHECKOUT, Layout
+from lab.options import UpgradeOptions
+from lab.patches import Series
+
+SERIES = CHECKOUT / "tests" / "series" / "slow-third"
+PAUSE = ("--metric", "pause_ms.outside")
+
+
+def state_of(name: str) -> int:
+    """Return how many patches the QEMU of that name has."""
+    _, plus, directory = name.partition("+")
+    if not plus:
+        return 0
+    return len((Path(directory) / "series").read_text().split())
+
+
+@dataclass
+class World:
+    """QEMUs that differ by their pause, by whether they build, and by whether guests survive."""
+
+    ms: Callable[[int], float] = lambda _number: 10.0
+    builds: Callable[[int], bool] = lambda _number: True
+    harms: Callable[[int], bool] = lambda _number: False
+    measured: list[int] = field(default_factory=list)
+
+    def by_name(self, _layout: Layout, name: str) -> None:
+        if not self.builds(state_of(name)):
+            raise CannotTellError("it does not compile:\nerror: x")
+
+    def measure(self, layout: Layout, request: Request) -> Bench:
+        def said(_number: int, options: UpgradeOptions) -> dict[str, Any]:
+            number = state_of(options.new)
+            ms = self.ms(number)
+            more: dict[str, Any] = {
+                "pause_ms": {"qmp": ms, "outside": ms, "inside": ms, "outside_before": 1.0}
+            }
+            if self.harms(number):
+                more |= {"verdict": "fail", "outcome": "lost", "reasons": ["the guest is lost"]}
+            return more
+
+        self.measured.append(state_of(request.mechanisms[1].partition("@")[2]))
+        session = bench.begin(layout, request, fake_bench.Runner(trouble=said))
+        session.go()
+        return session.bench
+
+
+@pytest.fixture
+def run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Callable[..., tuple[int, dict[str, Any]]]:
+    def run(world: World, *words: str) -> tuple[int, dict[str, Any]]:
+        monkeypatch.setattr(build, "by_name", world.by_name)
+        monkeypatch.setattr(bench, "measure", world.measure)
+        asked = ["bisect", str(SERIES), "--repeats", "2", "--out", str(tmp_path), *words]
+        code = cli.main(asked)
+        (kept,) = tmp_path.glob("bisect-*/bisect.json")
+        return code, json.loads(kept.read_text())
+
+    return run
+
+
+Run = Callable[..., tuple[int, dict[str, Any]]]
+
+
+@pytest.mark.parametrize("first", [1, 2, 3, 4])
+def test_the_patch_that_is_slow_is_found(
+    first: int, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world = World(ms=lambda number: 80.0 if number >= first else 10.0)
+    code, kept = run(world, *PAUSE)
+    assert code == ExitCode.PASS
+    (found,) = kept["first_bad"]
+    assert found.startswith(f"000{first}-")
+    assert world.measured[:2] == [0, 4]
+    assert [state["number"] for state in kept["states"]] == sorted(world.measured)
+    assert kept["states"][-1]["ratio"]["median"] == 8.0
+    said = capsys.readouterr().out
+    assert f"first bad: {found}: pause_ms.outside 8.00 times the base's [8.00, 8.00]" in said
+
+
+@pytest.mark.parametrize(
+    ("ms", "words", "why"),
+    [
+        (10.0, PAUSE, "the bad end, 0004"),
+        (80.0, (*PAUSE, "--good", "3"), "the good end, 0003"),
+        (80.0, ("--metric", "memory_ratio"), "the bad end, 0004"),
+    ],
+)
+def test_ends_that_are_not_what_they_should_be_tell_nothing(
+    ms: float, words: tuple[str, ...], why: str, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, kept = run(World(ms=lambda number: ms if number >= 2 else 10.0), *words)
+    assert code == ExitCode.CANNOT_TELL
+    assert kept["first_bad"] == []
+    assert why in capsys.readouterr().err
+
+
+def test_what_does_not_build_is_skipped_and_told(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world = World(
+        ms=lambda number: 80.0 if number >= 3 else 10.0, builds=lambda number: number != 2
+    )
+    code, kept = run(world, *PAUSE)
+    assert code == ExitCode.CANNOT_TELL
+    assert [name[:4] for name in kept["first_bad"]] == ["0002", "0003"]
+    assert "first bad: one of 0002-" in capsys.readouterr().out
+    assert {s["number"]: s["verdict"] for s in kept["states"]}[2] == "skip"
+
+
+def test_a_build_that_fails_can_be_asked_for(run: Run) -> None:
+    world = World(builds=lambda number: number < 2)
+    code, kept = run(world, "--metric", "build")
+    assert code == ExitCode.PASS
+    assert kept["first_bad"][0].startswith("0002-")
+    assert world.measured == []
+
+
+def test_a_guest_that_is_harmed_can_be_asked_for(run: Run) -> None:
+    code, kept = run(World(harms=lambda number: number >= 4), "--metric", "harm")
+    assert code == ExitCode.PASS
+    assert kept["first_bad"][0].startswith("0004-")
+    assert kept["states"][-1]["said"] == "3 of 3 upgrades failed"
+
+
+def test_a_base_that_harms_guests_tells_nothing(run: Run) -> None:
+    code, kept = run(World(harms=lambda _number: True), "--metric", "harm")
+    assert code == ExitCode.CANNOT_TELL
+    assert kept["states"][0]["said"] == "the base harms guests as well"
+
+
+def test_a_threshold_below_one_is_for_what_should_be_more() -> None:
+    worse = bisect.condition("huge_pages_kept", 0.8)
+    assert worse
+    assert (worse.above, worse.limit) == (False, 0.8)
+    assert bisect.condition("harm", 0.8) is None
+
+
+@pytest.mark.parametrize(("metric", "threshold"), [("beauty", 1.5), ("memory_ratio", 0.0)])
+def test_what_cannot_be_asked_for(metric: str, threshold: float) -> None:
+    with pytest.raises(UsageError):
+        bisect.condition(metric, threshold)
+
+
+def test_a_patch_is_named_by_its_number_or_its_commit(tmp_path: Path) -> None:
+    paths = []
+    for number, commit in enumerate(("1234567890", "abcdef1234"), 1):
+        paths.append(tmp_path / f"{number}.patch")
+        paths[-1].write_text(f"From {commit} Mon Sep 17 00:00:00 2001\n")
+    series = Series("s", tuple(paths))
+    given = ("0", "2", "1234567", "abcdef123")
+    assert [bisect.number_of(text, series) for text in given] == [0, 2, 1, 2]
+    for text in ("3", "-1", "abc", "fedcba9876"):
+        with pytest.raises(UsageError):
+            bisect.number_of(text, series)
+
+
+def test_the_good_end_comes_before_the_bad_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "by_name", World().by_name)
+    monkeypatch.setattr(bench, "measure", World().measure)
+    words = ["bisect", str(SERIES), *PAUSE, "--out", str(tmp_path), "--good", "3", "--bad", "3"]
+    assert cli.main(words) == ExitCode.USAGE
