@@ -6,11 +6,11 @@ from __future__ import annotations
 import dataclasses
 import enum
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from pydantic import Field
 
-from lab import bench, build, figures, gate, naming, patches, patchlint, qtests, vmstate
+from lab import bench, build, figures, gate, naming, patches, patchlint, qtests, suite, vmstate
 from lab.errors import CannotTellError
 from lab.figures import Bench
 from lab.firmware import prepare
@@ -192,6 +192,32 @@ def qemu_tests(subject: Subject) -> Iterator[Check]:
     )
 
 
+def avocado(subject: Subject) -> Iterator[Check]:
+    """The lab's own tests, those with the chosen tags: what fails with the series only."""
+    if not subject.tags:
+        return
+    title = f"avocado {subject.tags}"
+
+    def tested(words: Sequence[str], pair: tuple[str, str], which: str) -> suite.Ran:
+        into = subject.directory / f"avocado-{which}"
+        return suite.run(f"{title}, {which}", words, pair, subject.accel, into)
+
+    found = tested(suite.tagged(subject.tags), subject.pair, "series")
+    # Only those that failed are tried without the series as well: all of them take minutes.
+    again = found.failed and tested(found.failed, (subject.old, subject.new), "base").failed
+    mine = [name for name in found.failed if name not in again]
+    counts = [f"{found.passed} passed"]
+    counts += [f"{len(mine)} failed"] if mine else []
+    counts += [f"{len(again)} failed with the base as well"] if again else []
+    counts += [f"{found.cancelled} cancelled"] if found.cancelled else []
+    yield Check(
+        tool=title,
+        status=Status.FAIL if mine else Status.WARN if again else Status.PASS,
+        summary=", ".join(counts),
+        details="\n".join([*mine, *(f"{name} (with the base as well)" for name in again)]),
+    )
+
+
 def request(subject: Subject) -> figures.Request:
     """Return the bench in which each mechanism is tried without the series and with it."""
     labels = [label for name in subject.mechanisms for label in (name, subject.label(name))]
@@ -288,5 +314,6 @@ STEPS: tuple[tuple[Callable[[Subject], Iterator[Check]], bool], ...] = (
     (builds, True),
     (device_state, False),
     (qemu_tests, False),
+    (avocado, False),
     (upgrades, False),
 )

@@ -80,6 +80,8 @@ class Subject:
     touch: str = "75%"
     repeats: int = 3
     accel: str = "auto"
+    #: Which of the Avocado tests are run with the pair; none of them where it is empty.
+    tags: str = ""
 
     @property
     def bases(self) -> list[Base]:

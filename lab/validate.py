@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lab import checks, host, rounds, subject
+from lab import checks, host, rounds, subject, suite
 from lab.checks import Check, Status
 from lab.errors import ExitCode
 from lab.progress import note
@@ -25,6 +25,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     subject.add_arguments(parser, ram="512M", touch="75%")
     add = parser.add_argument
     add("--mechanisms", metavar="A,B,...", help="upgraded by (default: what the base has)")
+    add(
+        "--tags",
+        default="",
+        metavar="TAG,...",
+        help="Avocado tests to run with the pair as well, such as quick (default: none)",
+    )
     add("--no-bisect", action="store_true", help="build after the last patch only")
 
 
@@ -72,8 +78,10 @@ def show(found: Sequence[Check], console: Console) -> None:
 def run(given: argparse.Namespace) -> int:
     """Do what ``pageflip validate`` says."""
     names = (given.mechanisms or subject.MECHANISMS[given.on]).split(",")
+    if given.tags:
+        suite.known(given.tags)
     mine = subject.asked_for(given, names, "validate-")
-    mine = dataclasses.replace(mine, every_patch=not given.no_bisect)
+    mine = dataclasses.replace(mine, every_patch=not given.no_bisect, tags=given.tags)
     rounds.plan(checks.request(mine))  # every size fits: said before hours of work, not after
     found = validate(mine)
     text = tested_by(mine, found)

@@ -5,19 +5,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import fake_bench
 import pytest
 
-from lab import bench, checks, cli, figures, rounds
+from lab import bench, checks, cli, figures, rounds, suite
 from lab.checks import Check, Status
 from lab.errors import ExitCode
 from lab.figures import Bench
 from lab.layout import CHECKOUT
 from lab.patches import Series
 from lab.subject import Side, Subject
+from lab.suite import Ran
 
 SERIES = CHECKOUT / "tests" / "series"
 
@@ -69,10 +70,14 @@ def test_what_comes_after_a_failure_that_counts_is_not_tried(
         ("--old", "9.9"),
         ("--mechanisms", "x"),
         ("--ram", "256M"),
+        ("--tags", "nonsense"),
         ("--side", "old", "--old", "/q/qemu"),
     ],
 )
-def test_wrong_usage(words: tuple[str, ...], tmp_path: Path) -> None:
+def test_wrong_usage(
+    words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(checks, "STEPS", ())
     series = str(SERIES / "good")
     assert cli.main(["validate", series, "--out", str(tmp_path), *words]) == ExitCode.USAGE
 
@@ -144,6 +149,41 @@ def test_a_harmed_guest_is_the_series_fault(tmp_path: Path) -> None:
     assert "4 of 4 upgrades failed" in found.summary
     (found,) = checks._harm(done(tmp_path / "b", 20.0), subject(tmp_path / "b"))
     assert found.status is Status.PASS
+
+
+@pytest.mark.parametrize(
+    ("series", "base", "status", "summary"),
+    [
+        ((), (), Status.PASS, "avocado quick: 9 passed, 2 cancelled"),
+        (("a", "b"), ("b",), Status.FAIL, "1 failed, 1 failed with the base as well"),
+        (("a",), ("a",), Status.WARN, "9 passed, 1 failed with the base as well"),
+    ],
+)
+def test_what_fails_with_the_base_as_well_is_not_the_series_fault(
+    series: tuple[str, ...],
+    base: tuple[str, ...],
+    status: Status,
+    summary: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    mine = dataclasses.replace(subject(tmp_path), tags="quick")
+    asked = []
+
+    def run(_title: str, tests: Sequence[str], pair: tuple[str, str], *_more: object) -> Ran:
+        asked.append((list(tests), pair))
+        return Ran(9, 2, series if pair == mine.pair else base)
+
+    monkeypatch.setattr(suite, "run", run)
+    (found,) = checks.avocado(mine)
+    assert found.status is status
+    assert summary in f"{found.tool}: {found.summary}"
+    assert asked[0] == (["-t", "quick", "tests/avocado"], mine.pair)
+    assert asked[1:] == ([(list(series), ("10.0", "10.2"))] if series else [])
+
+
+def test_no_tags_are_no_check(tmp_path: Path) -> None:
+    assert list(checks.avocado(subject(tmp_path))) == []
 
 
 def test_examples_are_series() -> None:
