@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from itertools import accumulate
 
@@ -18,6 +18,7 @@ from lab.model import Model
 
 #: Each end of the interval leaves out one part in so many: 2.5 %, so that 95 % are within.
 _TAIL = 40
+_NEXT_TO_NONE = 10**9
 
 
 class Estimate(Model):
@@ -78,7 +79,7 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return _percentile(medians), _percentile(medians[::-1])
 
 
-def _percentile(medians: Sequence[tuple[float, int]]) -> float:
+def _percentile(medians: Sequence[tuple[float, float]]) -> float:
     """Return the first of `medians` at which one part in `_TAIL` of the resamples is reached."""
     reached = accumulate(ways for _, ways in medians)
     everything = sum(ways for _, ways in medians)
@@ -127,6 +128,17 @@ def _middles(n: int) -> list[tuple[int, int, int]]:
     return found
 
 
+def _likely(medians: Sequence[tuple[float, int]]) -> Iterator[tuple[float, float]]:
+    """Yield the medians with their share of all resamples, but for those that have next to none.
+
+    Of 30 values there are 465 medians, most of them less likely than one in a thousand million.
+    """
+    everything = sum(ways for _, ways in medians)
+    for median, ways in medians:
+        if ways * _NEXT_TO_NONE > everything:
+            yield median, ways / everything
+
+
 def difference(before: Sequence[float], after: Sequence[float]) -> Difference | None:
     """Return the ratio of the medians, after / before, with its percentile bootstrap interval.
 
@@ -139,10 +151,11 @@ def difference(before: Sequence[float], after: Sequence[float]) -> Difference | 
     ratio = statistics.median(after) / statistics.median(before)
     if min(len(before), len(after)) < 2 or min(before) <= 0:
         return Difference(ratio=ratio, low=None, high=None)
+    below = list(_likely(resampled_medians(before)))
     pairs = sorted(
-        (above / below, ways * times)
-        for above, ways in resampled_medians(after)
-        for below, times in resampled_medians(before)
+        (above / under, part * share)
+        for above, part in _likely(resampled_medians(after))
+        for under, share in below
     )
     return Difference(ratio=ratio, low=_percentile(pairs), high=_percentile(pairs[::-1]))
 
