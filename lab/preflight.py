@@ -89,6 +89,8 @@ def examine(found: Running, new: Binary) -> Preflight:
     ways = []
     for one in mechanisms.MECHANISMS:
         reasons = never if one.inherits else [*never, *made.only_child]
+        if one.inherits and made.taps:
+            reasons = [*never, *filter(None, [one.missing_for_descriptors(found.binary)])]
         ways.append(_way(one, found, new, used, free, reasons))
     return Preflight(
         pid=found.pid,
