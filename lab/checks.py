@@ -17,7 +17,7 @@ from lab.firmware import prepare
 from lab.gnupatch import PatchError
 from lab.model import Model
 from lab.patches import Series
-from lab.progress import step
+from lab.progress import note, step
 from lab.subject import Base, Subject
 
 #: Of QEMU's own migration tests: quick ones, of the ways that others build on.
@@ -31,6 +31,8 @@ TESTS = (
 )
 #: A series is slower, or needs more memory, when it does so by more than this and the noise.
 _CONDITIONS = ("*.pause_ms.outside.ratio > 1.5", "*.memory_ratio.ratio > 1.1")
+#: Rounds after which that is believed.
+_ENOUGH = 6
 
 
 class Status(enum.StrEnum):
@@ -241,7 +243,13 @@ def upgrades(subject: Subject) -> Iterator[Check]:
     layout = dataclasses.replace(subject.layout, out=subject.directory)
     done = bench.measure(layout, asked)
     yield from _harm(done, subject)
-    yield from _figures(done, subject)
+    found = list(_figures(done, subject))
+    if subject.repeats < _ENOUGH and any(check.status is Status.FAIL for check in found):
+        # Few rounds on a busy host: that all of two are worse is chance one time in four.
+        note(f"a figure is worse than the base's: measured again, in {_ENOUGH} rounds")
+        again = bench.measure(layout, asked.model_copy(update={"repeats": _ENOUGH}))
+        found = list(_figures(again, subject))
+    yield from found
 
 
 def _harm(done: Bench, subject: Subject) -> Iterator[Check]:

@@ -15,7 +15,7 @@ from lab import bench, checks, cli, figures, rounds, suite
 from lab.checks import Check, Status
 from lab.errors import ExitCode
 from lab.figures import Bench
-from lab.layout import CHECKOUT
+from lab.layout import CHECKOUT, Layout
 from lab.patches import Series
 from lab.subject import Side, Subject
 from lab.suite import Ran
@@ -141,6 +141,38 @@ def test_a_longer_pause_is_the_series_fault(ms: float, status: Status, tmp_path:
     (found,) = checks._figures(done(tmp_path, ms), subject(tmp_path))
     assert found.status is status
     assert f"pause outside {ms / 20:.2f} times the base's" in found.summary
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "repeats", "asked", "status"),
+    [
+        (60.0, 20.0, 3, [3, 6], Status.PASS),
+        (60.0, 80.0, 3, [3, 6], Status.FAIL),
+        (60.0, 20.0, 6, [6], Status.FAIL),
+        (20.0, 60.0, 3, [3], Status.PASS),
+    ],
+)
+def test_a_longer_pause_in_few_rounds_is_measured_again(
+    first: float,
+    second: float,
+    repeats: int,
+    asked: list[int],
+    status: Status,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    benches = iter((done(tmp_path, first), done(tmp_path, second)))
+    measured: list[int] = []
+
+    def measure(_layout: Layout, request: figures.Request) -> Bench:
+        measured.append(request.repeats)
+        return next(benches)
+
+    monkeypatch.setattr(bench, "measure", measure)
+    mine = dataclasses.replace(subject(tmp_path), repeats=repeats)
+    found = [check for check in checks.upgrades(mine) if check.tool.startswith("bench")]
+    assert measured == asked
+    assert [check.status for check in found] == [status]
 
 
 def test_a_harmed_guest_is_the_series_fault(tmp_path: Path) -> None:
