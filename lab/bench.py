@@ -321,8 +321,7 @@ def run(given: argparse.Namespace) -> int:
             prepare(layout, session.bench.request)
             return carry_out(session, gate)
     request = parse(given)
-    if given.out:
-        layout = dataclasses.replace(layout, out=given.out.absolute())
+    layout = layout.into(given.out)
     prepare(layout, request)
     session = begin(layout, request, upgrade_once)
     with locked(session.directory / _FILE):

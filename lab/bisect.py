@@ -154,7 +154,7 @@ class Search:
             return state(bad, error.message.partition("\n")[0])
         if self.kept.metric == _BUILD:
             return state(Verdict.GOOD, "it builds")
-        layout = dataclasses.replace(part.layout, out=self.subject.directory)
+        layout = part.layout.into(self.subject.directory)
         return state(*self.judged(bench.measure(layout, checks.request(part))))
 
     def judged(self, done: Bench) -> tuple[Verdict, str, Estimate | None]:

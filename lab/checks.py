@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import enum
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -240,7 +239,7 @@ def request(subject: Subject) -> figures.Request:
 def upgrades(subject: Subject) -> Iterator[Check]:
     """Running guests, upgraded without the series and with it in the same rounds."""
     asked = request(subject)
-    layout = dataclasses.replace(subject.layout, out=subject.directory)
+    layout = subject.layout.into(subject.directory)
     done = bench.measure(layout, asked)
     yield from _harm(done, subject)
     found = list(_figures(done, subject))

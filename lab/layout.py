@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import os
 import secrets
@@ -46,6 +47,10 @@ class Layout:
         """Return the layout that the environment asks for (XDG_CACHE_HOME)."""
         base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         return cls(CHECKOUT, Path(base) / "pageflip", Path.cwd() / "out")
+
+    def into(self, out: Path | None) -> Layout:
+        """Return the same, but for run directories that are made in `out`, where that is named."""
+        return dataclasses.replace(self, out=out.absolute()) if out else self
 
     @property
     def downloads(self) -> Path:

@@ -304,9 +304,7 @@ def _check_options(given: argparse.Namespace) -> None:
 def run(given: argparse.Namespace) -> int:
     """Do what ``pageflip upgrade --pid`` says."""
     _check_options(given)
-    layout = Layout.default()
-    if given.out:
-        layout = dataclasses.replace(layout, out=given.out.absolute())
+    layout = Layout.default().into(given.out)
     new = build.binary_of(layout, given.new)
     plans = [plan(what, new, given.mechanism) for what in given.pid]
     if given.dry_run:

@@ -387,10 +387,7 @@ def run(options: argparse.Namespace) -> int:
     if options.pid:
         return live.run(options)
     wanted = parse(options)
-    layout = Layout.default()
-    if wanted.out:
-        layout = dataclasses.replace(layout, out=wanted.out.absolute())
-    result = upgrade_once(layout, wanted)
+    result = upgrade_once(Layout.default().into(wanted.out), wanted)
     if wanted.json:
         sys.stdout.write(as_json(result))
     else:

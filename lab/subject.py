@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -154,8 +153,7 @@ def asked_for(given: argparse.Namespace, names: Sequence[str], prefix: str) -> S
     side, stock = Side(given.side), given.on == "stock"
     old = end_name(layout, given.old, patched=side is not Side.NEW, stock=stock)
     new = end_name(layout, given.new, patched=side is not Side.OLD, stock=stock)
-    if given.out:
-        layout = dataclasses.replace(layout, out=given.out.absolute())
+    layout = layout.into(given.out)
     directory = layout.new_run(prefix)
     repository = given.repository or layout.checkout / "qemu"
     series = submitted.collect(given.series, directory / "series", repository)

@@ -57,7 +57,7 @@ class Chain(avocado.Test):
             limits=Limits(),
             reproduce="avocado run tests/avocado/test_chain.py",
         )
-        layout = dataclasses.replace(Layout.default(), out=Path(self.outputdir))
+        layout = Layout.default().into(Path(self.outputdir))
         try:
             self.run_chain(layout, wanted, sides, int(self.params.get("hops", default=hops)))
         except PreconditionError as error:

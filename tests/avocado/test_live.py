@@ -63,7 +63,7 @@ class Live(avocado.Test):
 
     def setUp(self) -> None:
         """Build what is needed."""
-        self.layout = dataclasses.replace(Layout.default(), out=Path(self.outputdir))
+        self.layout = Layout.default().into(Path(self.outputdir))
         self.old = build.binary_of(self.layout, self.params.get("old", default="10.0"))
         self.new = build.binary_of(self.layout, self.params.get("new", default="10.2"))
         if mechanisms.Flip().missing(self.old, self.new):

@@ -4,7 +4,6 @@
 A mixin: avocado finds tests without importing them, by classes that name avocado.Test themselves.
 """
 
-import dataclasses
 import os
 import signal
 from pathlib import Path
@@ -69,7 +68,7 @@ class Upgrading:
         asked = {key: self.params.get(key, default=value) for key, value in asked.items()}
         asked |= {key: value for key, value in more.items() if value}
         wanted = options.of(mechanism=mechanism, limit_memory_ratio=memory_ratio, **asked)
-        layout = dataclasses.replace(Layout.default(), out=Path(self.outputdir))
+        layout = Layout.default().into(Path(self.outputdir))
         try:
             result = pipeline.upgrade_once(layout, wanted, interfere)
         except PreconditionError as error:
