@@ -117,7 +117,43 @@ class Machine:
 
     def argv(self) -> list[str]:
         """Return its command line."""
-        return argv(self)
+        words = [
+            str(self.qemu),
+            "-L",
+            str(self.firmware),
+            "-nodefaults",
+            "-no-user-config",
+            "-display",
+            "none",
+            *("-msg", "timestamp=on", "-trace", "runstate_set"),  # read by lab.tracelog
+            *_board(self),
+            *_boots(self),
+            "-chardev",
+            f"socket,id=qmp,path={_escape(self.qmp)},server=on,wait=off",
+            "-mon",
+            "chardev=qmp,mode=control",
+            "-serial",
+            "mon:stdio" if self.console else f"file:{self.serial_log}",
+            "-device",
+            "virtio-serial-pci,id=ports",
+        ]
+        for name, port, path in (
+            ("control", CONTROL_PORT, self.control),
+            ("heartbeat", HEARTBEAT_PORT, self.heartbeat),
+        ):
+            words += [
+                "-chardev",
+                f"socket,id={name},path={_escape(path)}",
+                "-device",
+                f"virtserialport,bus=ports.0,chardev={name},name={port}",
+            ]
+        words += _disk(self)
+        words += _network(self)
+        for where in self.incoming:
+            words += ["-incoming", where]
+        if self.trace_log:
+            words += ["-D", str(self.trace_log)]
+        return words
 
 
 def successor(
@@ -143,47 +179,6 @@ def cpr_channel(path: Path) -> str:
     return json.dumps(
         {"channel-type": "cpr", "addr": {"transport": "socket", "type": "unix", "path": str(path)}}
     )
-
-
-def argv(machine: Machine) -> list[str]:
-    """Return the command line of `machine`."""
-    words = [
-        str(machine.qemu),
-        "-L",
-        str(machine.firmware),
-        "-nodefaults",
-        "-no-user-config",
-        "-display",
-        "none",
-        *("-msg", "timestamp=on", "-trace", "runstate_set"),  # read by lab.tracelog
-        *_board(machine),
-        *_boots(machine),
-        "-chardev",
-        f"socket,id=qmp,path={_escape(machine.qmp)},server=on,wait=off",
-        "-mon",
-        "chardev=qmp,mode=control",
-        "-serial",
-        "mon:stdio" if machine.console else f"file:{machine.serial_log}",
-        "-device",
-        "virtio-serial-pci,id=ports",
-    ]
-    for name, port, path in (
-        ("control", CONTROL_PORT, machine.control),
-        ("heartbeat", HEARTBEAT_PORT, machine.heartbeat),
-    ):
-        words += [
-            "-chardev",
-            f"socket,id={name},path={_escape(path)}",
-            "-device",
-            f"virtserialport,bus=ports.0,chardev={name},name={port}",
-        ]
-    words += _disk(machine)
-    words += _network(machine)
-    for where in machine.incoming:
-        words += ["-incoming", where]
-    if machine.trace_log:
-        words += ["-D", str(machine.trace_log)]
-    return words
 
 
 def _disk(machine: Machine) -> list[str]:

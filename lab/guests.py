@@ -7,7 +7,7 @@ import argparse
 import dataclasses
 import sys
 
-from lab import accel, build, cmdline, disk, firmware, guest, options
+from lab import accel, build, disk, firmware, guest, options
 from lab import run as process
 from lab.channel import agent_lines
 from lab.cmdline import Machine
@@ -93,4 +93,4 @@ def _shell(layout: Layout, wanted: argparse.Namespace) -> int:
         )
         note(f"guest {wanted.name} under {chosen.accel}; Ctrl-A X ends it")
         with agent_lines(machine.control, machine.heartbeat):
-            return process.interactive(cmdline.argv(machine))
+            return process.interactive(machine.argv())

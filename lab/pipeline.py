@@ -231,7 +231,7 @@ def old_machine(
         "run",
         {
             "machine": machine,
-            "argv": cmdline.argv(machine),
+            "argv": machine.argv(),
             "accel": chosen,
             "mechanism": mechanism.name,
             "reproduce": options.reproduce,

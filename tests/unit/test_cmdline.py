@@ -38,7 +38,7 @@ def successor(**more: object) -> Machine:
 
 
 def test_an_ordinary_guest_has_ordinary_memory() -> None:
-    words = cmdline.argv(OLD)
+    words = OLD.argv()
     assert words[words.index("-m") + 1] == "2048M"
     assert words[words.index("-machine") + 1] == cmdline.MACHINE_TYPE
     assert "-object" not in words
@@ -46,7 +46,7 @@ def test_an_ordinary_guest_has_ordinary_memory() -> None:
 
 
 def test_the_successor_differs_in_what_belongs_to_the_process_only() -> None:
-    old, new = cmdline.argv(OLD), cmdline.argv(successor())
+    old, new = OLD.argv(), successor().argv()
     assert new[-2:] == ["-incoming", "defer"]
     changed = [(a, b) for a, b in zip(old, new[:-2], strict=True) if a != b]
     assert changed
@@ -61,26 +61,26 @@ def test_the_successor_differs_in_what_belongs_to_the_process_only() -> None:
 
 
 def test_shared_memory_for_cpr() -> None:
-    words = cmdline.argv(dataclasses.replace(OLD, backing=Backing.SHARED))
+    words = dataclasses.replace(OLD, backing=Backing.SHARED).argv()
     assert "aux-ram-share=on" in words[words.index("-machine") + 1]
     assert words[words.index("-object") + 1].endswith("share=on")
 
 
 def test_shared_memory_for_handover() -> None:
-    words = cmdline.argv(dataclasses.replace(OLD, backing=Backing.MEMFD))
+    words = dataclasses.replace(OLD, backing=Backing.MEMFD).argv()
     assert "aux-ram-share" not in " ".join(words)
     assert words[words.index("-machine") + 1].endswith("memory-backend=ram")
     assert words[words.index("-object") + 1].startswith("memory-backend-memfd,id=ram,")
 
 
 def test_private_huge_pages_are_taken_at_once() -> None:
-    words = cmdline.argv(dataclasses.replace(OLD, backing=Backing.HUGETLB))
+    words = dataclasses.replace(OLD, backing=Backing.HUGETLB).argv()
     assert "share=off,hugetlb=on,hugetlbsize=2M,prealloc=on" in words[words.index("-object") + 1]
 
 
 def test_two_incoming_channels_and_commas() -> None:
     new = successor(incoming=("unix:/m", cmdline.cpr_channel(Path("/c"))), sockets=Path("/a,b"))
-    words = cmdline.argv(new)
+    words = new.argv()
     assert words.count("-incoming") == 2
     assert json.loads(words[-1])["addr"]["path"] == "/c"
     assert any("path=/a,,b/qmp" in word for word in words)
@@ -88,24 +88,24 @@ def test_two_incoming_channels_and_commas() -> None:
 
 def test_a_payload_boots_without_initramfs_and_command_line() -> None:
     payload = dataclasses.replace(OLD, initrd=None, append="")
-    words = cmdline.argv(payload)
+    words = payload.argv()
     assert words[words.index("-kernel") + 1] == "/k"
     assert "-initrd" not in words
     assert "-append" not in words
-    linux = cmdline.argv(OLD)
+    linux = OLD.argv()
     assert [word for word in linux if word not in ("-initrd", "/i", "-append", "quiet")] == words
 
 
 def test_a_new_qemu_that_the_old_one_starts_has_its_own_log() -> None:
-    assert "-D" not in cmdline.argv(successor())
-    words = cmdline.argv(successor(trace_log=Path("/run/new.log")))
+    assert "-D" not in successor().argv()
+    words = successor(trace_log=Path("/run/new.log")).argv()
     assert words[words.index("-D") + 1] == "/run/new.log"
 
 
 def test_a_card_on_a_tap_that_is_given_by_number() -> None:
     assert OLD.descriptors == ()
     machine = dataclasses.replace(OLD, nics=(Nic(7), Nic(9, "52:54:00:00:00:02")))
-    words = cmdline.argv(machine)
+    words = machine.argv()
     assert machine.descriptors == (7, 9)
     assert "tap,id=net0,fd=7" in words
     assert any("netdev=net1,mac=52:54:00:00:00:02" in word for word in words)

@@ -12,7 +12,7 @@ import pytest
 from test_cmdline import OLD, successor
 from test_guest import KERNEL, Mirror
 
-from lab import cmdline, disk, guest, rootfs
+from lab import disk, guest, rootfs
 from lab.errors import PreconditionError
 from lab.layout import CHECKOUT, Layout
 from lab.workloads.scripted import told
@@ -136,17 +136,17 @@ def test_an_image_has_the_disk_and_its_packages(
 
 def test_a_disk_is_on_the_command_line_of_both() -> None:
     old = dataclasses.replace(OLD, disk=Path("/s/disk.qcow2"))
-    words = cmdline.argv(old)
+    words = old.argv()
     assert '"filename": "/s/disk.qcow2"' in words[words.index("-blockdev") + 1]
     assert "virtio-blk-pci,drive=disk" in words
     assert any("org.qemu.guest_agent.0" in word for word in words)
-    assert "-blockdev" not in cmdline.argv(OLD)
-    new = cmdline.argv(successor(disk=old.disk))
+    assert "-blockdev" not in OLD.argv()
+    new = successor(disk=old.disk).argv()
     assert new[new.index("-blockdev") + 1] == words[words.index("-blockdev") + 1]
 
 
 def test_a_console_is_the_terminal() -> None:
-    words = cmdline.argv(dataclasses.replace(OLD, console=True))
+    words = dataclasses.replace(OLD, console=True).argv()
     assert words[words.index("-serial") + 1] == "mon:stdio"
 
 
