@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -90,10 +89,8 @@ def command_line(pid: int) -> tuple[str, ...]:
 
 
 def options(argv: Sequence[str], name: str) -> Iterator[str]:
-    """Yield every value of an option, written with one dash or two."""
-    for word, value in pairwise(argv):
-        if word in {f"-{name}", f"--{name}"}:
-            yield value
+    """Return every value of an option, written with one dash or two."""
+    return (value for option, value in derived.pairs(argv) if option == name and value is not None)
 
 
 def monitor_of(pid: int, argv: Sequence[str]) -> Path:
