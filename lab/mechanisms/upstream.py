@@ -71,28 +71,40 @@ class Postcopy(Mechanism):
         old.monitor.execute("migrate-start-postcopy")
 
 
-class CprTransfer(Mechanism):
-    """Upstream's answer, for guests that were started with shared memory."""
+class Cpr(Mechanism):
+    """Upstream's answer, for guests that were started with shared memory: a mode of migration."""
 
-    name = "cpr-transfer"
-    summary = "passes descriptors of shared memory; the guest must have been started with share=on"
     backing = Backing.SHARED
     monitor_first = False
 
     def missing(self, old: Binary, new: Binary) -> str:
         for side, binary in (("old", old), ("new", new)):
-            if "cpr-transfer" not in binary.migration_modes:
-                return f"the {side} QEMU ({binary.version}) has no migration mode cpr-transfer"
+            if self.name not in binary.migration_modes:
+                return f"the {side} QEMU ({binary.version}) has no migration mode {self.name}"
         return ""
+
+    def set_mode(self, old: Qemu, **more: Any) -> None:
+        """Let the old QEMU's next migration be of this mode."""
+        set_capabilities(old, self.old_capabilities)
+        old.monitor.execute(
+            "migrate-set-parameters", {"mode": self.name, "max-bandwidth": BANDWIDTH, **more}
+        )
+
+    def blocks(self, info: Mapping[str, Any], ram_bytes: int) -> list[Block]:
+        return [Block(name="(all)", mechanism="shared descriptor", used_bytes=ram_bytes)]
+
+
+class CprTransfer(Cpr):
+    """By descriptors, to a new QEMU that waits for them."""
+
+    name = "cpr-transfer"
+    summary = "passes descriptors of shared memory; the guest must have been started with share=on"
 
     def incoming(self, new: Invocation) -> tuple[str, ...]:
         return (f"unix:{new.sockets / 'migrate'}", cpr_channel(new.sockets / "cpr"))
 
     def prepare(self, old: Qemu, new: Qemu) -> None:
-        set_capabilities(old, self.old_capabilities)
-        old.monitor.execute(
-            "migrate-set-parameters", {"mode": "cpr-transfer", "max-bandwidth": BANDWIDTH}
-        )
+        self.set_mode(old)
         # The new QEMU waits on this socket before it has a monitor to ask; there it is a moment
         # before it is listened at.
         for _ in Deadline.after(30, "the new QEMU listens for cpr-transfer").poll(0.002):
@@ -114,52 +126,22 @@ class CprTransfer(Mechanism):
         ]
         old.monitor.execute("migrate", {"channels": channels})
 
-    def blocks(self, info: Mapping[str, Any], ram_bytes: int) -> list[Block]:
-        return [
-            Block(
-                name="(all)",
-                mechanism="shared descriptor",
-                used_bytes=ram_bytes,
-                copied_bytes=0,
-                zero_bytes=0,
-            )
-        ]
 
-
-class CprExec(Mechanism):
-    """The other of upstream's answers: the old QEMU executes the new one in its own place."""
+class CprExec(Cpr):
+    """By the old QEMU, which executes the new one in its own place."""
 
     name = "cpr-exec"
     summary = "the old QEMU becomes the new one, shared memory stays; both have to know it (10.2)"
-    backing = Backing.SHARED
-    monitor_first = False
     in_place = True
-
-    def missing(self, old: Binary, new: Binary) -> str:
-        for side, binary in (("old", old), ("new", new)):
-            if "cpr-exec" not in binary.migration_modes:
-                return f"the {side} QEMU ({binary.version}) has no migration mode cpr-exec"
-        return ""
 
     def incoming(self, new: Invocation) -> tuple[str, ...]:
         return (f"file:{new.sockets / 'state'}",)
 
     def prepare(self, old: Qemu, new: Qemu) -> None:
-        set_capabilities(old, self.old_capabilities)
-        old.monitor.execute(
-            "migrate-set-parameters",
-            {
-                "mode": "cpr-exec",
-                "cpr-exec-command": new.machine.argv(),
-                "max-bandwidth": BANDWIDTH,
-            },
-        )
+        self.set_mode(old, **{"cpr-exec-command": new.machine.argv()})
 
     def go(self, old: Qemu, new: Qemu) -> None:
         old.monitor.execute("migrate", {"uri": f"file:{new.machine.sockets / 'state'}"})
-
-    def blocks(self, info: Mapping[str, Any], ram_bytes: int) -> list[Block]:
-        return [Block(name="(all)", mechanism="shared descriptor", used_bytes=ram_bytes)]
 
 
 class IgnoreShared(Mechanism):
