@@ -8,16 +8,17 @@ import os
 import sys
 import tempfile
 import time
-import xml.etree.ElementTree as ET
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.table import Table
 
 from lab import run as process
+from lab import xunit
 from lab.errors import ExitCode, UsageError
 from lab.layout import CHECKOUT
 from lab.progress import console
+from lab.xunit import Mark
 
 _BIN = Path(sys.executable).parent
 
@@ -59,19 +60,14 @@ class Counts:
 
     def add(self, report: Path) -> None:
         """Add the tests of an xunit report; a report that is missing counts as one failure."""
-        try:
-            root = ET.parse(report).getroot()  # noqa: S314 -- our own
-        except (OSError, ET.ParseError):
+        found = xunit.read(report)
+        if found is None:
             self.failed += 1
             return
-        for case in root.iter("testcase"):
-            marks = {child.tag for child in case}
-            if marks & {"failure", "error"}:
-                self.failed += 1
-            elif "skipped" in marks:
-                self.skipped += 1
-            else:
-                self.passed += 1
+        marks = [mark for _, mark in found]
+        self.passed += marks.count(Mark.PASSED)
+        self.failed += marks.count(Mark.FAILED)
+        self.skipped += marks.count(Mark.SKIPPED)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -5,15 +5,16 @@ from __future__ import annotations
 
 import re
 import sys
-import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from lab import run as process
+from lab import xunit
 from lab.errors import CannotTellError, UsageError
 from lab.layout import CHECKOUT
 from lab.progress import step
+from lab.xunit import Mark
 
 _TESTS = Path("tests") / "avocado"
 _STARTED = re.compile(r"^\s*\((\d+)/(\d+)\) \S+: +STARTED")
@@ -68,18 +69,14 @@ def run(title: str, tests: Sequence[str], pair: tuple[str, str], accel: str, int
 
 def read(report: Path) -> Ran:
     """Read an xunit report of avocado's; raise CannotTellError when it says nothing."""
-    try:
-        cases = list(ET.parse(report).getroot().iter("testcase"))  # noqa: S314 -- our own
-    except (OSError, ET.ParseError):
-        cases = []
-    if not cases:
+    marks = dict(xunit.read(report) or ())
+    if not marks:
         raise CannotTellError(
             f"avocado ran no test: there is none in {report}",
             hint=f"see {report.with_name('avocado.log')}",
         )
-    marks = {case.get("name", ""): {child.tag for child in case} for case in cases}
-    failed = tuple(name for name, found in marks.items() if found & {"failure", "error"})
-    cancelled = sum("skipped" in found for found in marks.values())
+    failed = tuple(name for name, mark in marks.items() if mark is Mark.FAILED)
+    cancelled = list(marks.values()).count(Mark.SKIPPED)
     return Ran(len(marks) - cancelled - len(failed), cancelled, failed)
 
 
