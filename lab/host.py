@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+from lab import run as process
 from lab.errors import PreconditionError
 from lab.layout import abandoned, held
 from lab.model import Host
@@ -42,11 +43,8 @@ def memory_bytes(field: str = "MemTotal") -> int:
 
 def cpu_ms(pid: int) -> float | None:
     """Return what a process has used of the processors (proc_pid_stat(5)); None once it is gone."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-    except OSError:
-        return None
-    return (int(stat[11]) + int(stat[12])) * 1e3 / os.sysconf("SC_CLK_TCK")
+    told = process.stat(pid)
+    return (int(told[11]) + int(told[12])) * 1e3 / os.sysconf("SC_CLK_TCK") if told else None
 
 
 def cgroup_version() -> str:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO, Any, Protocol
 
 from lab.deadline import Deadline, DeadlineError
 from lab.errors import CannotTellError
@@ -109,6 +109,19 @@ def environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
     return {**mine, **(more or {})}
 
 
+def _started(words: Sequence[str], log: Path | None, **how: Any) -> subprocess.Popen[bytes]:
+    """Start a child that nobody talks to, in a group of its own, its output going to `log`."""
+    with _opened(log) as out:
+        return subprocess.Popen(
+            words,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            **how,
+        )
+
+
 @contextmanager
 def spawned(
     argv: Argv,
@@ -119,21 +132,7 @@ def spawned(
     pass_fds: Sequence[int] = (),
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Start a long-lived child, its output going to `log`; end it when the block is left."""
-    out = log.open("ab") if log else subprocess.DEVNULL
-    try:
-        process = subprocess.Popen(
-            _under_us(argv),
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            cwd=cwd,
-            env=environment(env),
-            start_new_session=True,
-            pass_fds=pass_fds,
-        )
-    finally:
-        if log:
-            out.close()  # type: ignore[union-attr]
+    process = _started(_under_us(argv), log, cwd=cwd, env=environment(env), pass_fds=pass_fds)
     try:
         yield process
     finally:
@@ -171,20 +170,11 @@ def lent(argv: Argv, *, log: Path, cwd: Path, umask: int) -> Iterator[Lent]:
     What the user asked for has to go on when the lab is gone: it is the one child that the kernel
     does not kill with the lab.
     """
-    with log.open("ab") as out:
-        try:
-            process = subprocess.Popen(
-                [os.fspath(word) for word in argv],
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                cwd=cwd,
-                env=environment(),
-                umask=umask,
-                start_new_session=True,
-            )
-        except OSError as error:
-            raise CommandError(argv, error.strerror or str(error), "", log, "") from error
+    words = [os.fspath(word) for word in argv]
+    try:
+        process = _started(words, log, cwd=cwd, env=environment(), umask=umask)
+    except OSError as error:
+        raise CommandError(argv, error.strerror or str(error), "", log, "") from error
     lent = Lent(process)
     try:
         yield lent
@@ -204,6 +194,18 @@ class Process(Protocol):
         """Return None until it has ended, and then how."""
 
 
+def stat(pid: int) -> list[str]:
+    """Return what the kernel says of a process, from its state on (proc_pid_stat(5), field 3).
+
+    Empty once it is gone; of a zombie there is still everything.
+    """
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
+    except OSError:
+        return []
+    return text.rpartition(")")[2].split()  # a name may hold anything
+
+
 class Foreign:
     """A process that is no child of ours; what a Popen tells of one, this does too."""
 
@@ -212,11 +214,7 @@ class Foreign:
 
     def poll(self) -> int | None:
         """Return None until it has ended; only its parent knows how it did."""
-        with suppress(OSError):
-            stat = Path(f"/proc/{self.pid}/stat").read_text(encoding="utf-8")
-            if stat.rpartition(")")[2].split()[0] != "Z":
-                return None
-        return ENDED
+        return None if stat(self.pid)[:1] not in ([], ["Z"]) else ENDED
 
 
 def children(pid: int) -> Iterator[int]:
@@ -255,10 +253,8 @@ class ChildOf:
     def _left_behind(self) -> int:
         """Return the process that is still in the parent's group, or 0 (proc_pid_stat(5))."""
         for process in Path("/proc").glob("[0-9]*"):
-            with suppress(OSError):
-                stat = (process / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-                if int(stat[2]) == self._parent:
-                    return int(process.name)
+            if stat(int(process.name))[2:3] == [str(self._parent)]:
+                return int(process.name)
         return 0
 
     def poll(self) -> int | None:
