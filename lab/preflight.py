@@ -86,12 +86,10 @@ def examine(found: Running, new: Binary) -> Preflight:
     used, free = memory.pss(found.pid), host.memory_bytes("MemAvailable")
     made = successor(found, new)
     never = [*lacks(new, found), *found.changes, *made.refusals]
-    ways = []
-    for one in mechanisms.MECHANISMS:
-        reasons = never if one.inherits else [*never, *made.only_child]
-        if one.inherits and made.taps:
-            reasons = [*never, *filter(None, [one.missing_for_descriptors(found.binary)])]
-        ways.append(_way(one, found, new, used, free, reasons))
+    ways = [
+        _way(one, found, new, used, free, [*never, *_start_reasons(one, found, made)])
+        for one in mechanisms.MECHANISMS
+    ]
     return Preflight(
         pid=found.pid,
         monitor=str(found.monitor),
@@ -141,12 +139,12 @@ def lacks(new: Binary, found: Running) -> Iterator[str]:
 
 
 def _way(
-    mechanism: Mechanism, found: Running, new: Binary, used: int, free: int, lacking: list[str]
+    mechanism: Mechanism, found: Running, new: Binary, used: int, free: int, others: list[str]
 ) -> Way:
     extra = _SECOND + (used if mechanism.doubles else 0)
     reasons = [
         *filter(None, [mechanism.missing(found.binary, new)]),
-        *lacking,
+        *others,
         *(f"blocked: {reason}" for reason in found.blockers),
         *_memory_reasons(mechanism, found),
     ]
@@ -166,6 +164,14 @@ def _way(
         pause_ms=pause,
         total_ms=total,
     )
+
+
+def _start_reasons(mechanism: Mechanism, found: Running, made: Successor) -> Iterator[str]:
+    """Yield why a mechanism cannot have the new QEMU started as it has to be."""
+    if not mechanism.inherits:
+        yield from made.only_child
+    elif made.taps and (lacking := mechanism.missing_for_descriptors(found.binary)):
+        yield lacking
 
 
 def _memory_reasons(mechanism: Mechanism, found: Running) -> Iterator[str]:
