@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
@@ -22,6 +22,8 @@ _COMPLETE_S = 300.0
 _FINAL = {"completed", "failed", "cancelled", "postcopy-paused"}
 #: How long a side may take to notice that the other one is gone (s).
 _SETTLE_S = 60.0
+#: And how long it takes to be gone when its monitor is (s).
+_GONE_S = 2.0
 
 
 Q = TypeVar("Q", bound=Qemu)
@@ -156,12 +158,25 @@ def _why(old: Qemu, error: CannotTellError) -> str:
     try:
         for _ in deadline.poll(0.05):
             info = old.monitor.execute("query-migrate")
-            text = info.get("error-desc", "")
+            cancelled = info.get("status") == "cancelled"
+            text = info.get("error-desc", "it was cancelled" if cancelled else "")
             if info.get("status", "none") in {*_FINAL, "none"}:
                 break
     except (MonitorError, QmpError, DeadlineError):
-        return error.message
+        return "; ".join(dict.fromkeys((error.message, *_end_of(old))))
     return f"{error.message}; the old QEMU says: {text}" if text else error.message
+
+
+def _end_of(qemu: Qemu) -> Iterator[str]:
+    """Yield how a QEMU ended; one that is killed lets go of its sockets before it is gone."""
+    deadline = Deadline.after(_GONE_S, "QEMU is gone")
+    while not deadline.expired:
+        try:
+            qemu.alive()
+        except VmDiedError as error:
+            yield error.message
+            return
+        time.sleep(0.01)
 
 
 def _migrate_info(vm: Qemu) -> Mapping[str, Any]:

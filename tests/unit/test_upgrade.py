@@ -165,6 +165,34 @@ def test_a_new_qemu_that_never_came_is_not_waited_for(pair: Pair) -> None:
     assert "the old QEMU says that the migration failed" in done.failure
 
 
+def test_the_old_qemu_is_asked_why_the_new_one_ended(pair: Pair) -> None:
+    def cancel(_old: Vm, new: Vm) -> None:
+        pair.old_status = "cancelled"
+        cast("Any", new.process).status = 1
+
+    pair.ends = "active"
+    done = pair.upgrade(interfere=cancel)
+    assert done.outcome is Outcome.ROLLED_BACK
+    assert done.failure.endswith("the old QEMU says: it was cancelled")
+
+
+def test_how_the_old_qemu_ended_is_said_although_the_new_one_was_gone_first(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def kill(old: Vm, new: Vm) -> None:
+        cast("Any", new.process).status = 1
+        pair.qemu["old"].close()
+        killed = iter([None, None])  # not gone yet when it is first looked at
+        monkeypatch.setattr(old.process, "poll", lambda: next(killed, -9))
+
+    monkeypatch.setattr("lab.upgrade._SETTLE_S", 1.0)
+    pair.ends = "active"
+    done = pair.upgrade(interfere=kill)
+    assert done.outcome is Outcome.LOST
+    assert "the new QEMU ended by itself" in done.failure
+    assert "the old QEMU ended by itself: killed by signal 9" in done.failure
+
+
 def test_a_refused_command_leaves_the_guest_where_it_is(pair: Pair) -> None:
     pair.refuse["migrate"] = "State blocked by a device"
     done = pair.upgrade()
