@@ -7,7 +7,6 @@ runs every mechanism once, in another order.  ``docs/measuring.md`` is the metho
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import shlex
 import statistics
@@ -17,116 +16,24 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from lab import benchreport, build, compare, figures, guest, host, mechanisms, options, reporting
-from lab.compare import NO_GATE, Gate
-from lab.errors import CannotTellError, ExitCode, PreconditionError, UsageError
-from lab.figures import WARM_UP, Bench, NotRun, Request, Turn, run_of
-from lab.layout import Layout, locked
+from lab.base.errors import CannotTellError, ExitCode, PreconditionError, UsageError
+from lab.base.layout import Layout
+from lab.base.progress import note, overall
+from lab.base.record import write_whole
+from lab.guest import images
+from lab.host import facts
 from lab.model import Result, Side
 from lab.options import UpgradeOptions
 from lab.pipeline import upgrade_once
-from lab.progress import note, overall
-from lab.record import write_whole
-from lab.rounds import PAIR, Slot, plan, split
+from lab.report import tables, write
+from lab.report.changes import NO_GATE, Gate
+from lab.results import figures
+from lab.results.figures import FILE, WARM_UP, Bench, NotRun, Request, Turn, read_bench, run_of
+from lab.results.rounds import Slot, plan, split
+from lab.vm.binary import binary_of
 
 #: How one guest is upgraded; the tests have another one.
 Runner = Callable[[Layout, UpgradeOptions], Result]
-
-_FILE = "bench.json"
-#: What ratios are taken to where nothing else is said: what everybody has.
-_REFERENCE = "precopy"
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of ``pageflip bench``."""
-    add = parser.add_argument
-    add(
-        "--mechanisms",
-        default="all",
-        metavar="A,B,...",
-        help="what is compared (default: all; what cannot be done here is skipped); "
-        "MECHANISM@NEW is the same with another new QEMU than --new, MECHANISM@OLD::NEW with "
-        "another pair, MECHANISM:unsampled without reading memory meanwhile",
-    )
-    add("--ram", default="2G", metavar="SIZE,...", help="guest RAM, or several (default: 2G)")
-    add(
-        "--repeats",
-        type=int,
-        default=5,
-        metavar="N",
-        help="rounds that count, after one that does not (default: 5)",
-    )
-    add(
-        "--reference",
-        metavar="NAME",
-        help=f"mechanism that ratios are taken to (default: {_REFERENCE}, or else the first)",
-    )
-    options.add_shared(parser, dirty_rate="0", several=True)
-    add(
-        "--baseline",
-        type=Path,
-        metavar="FILE",
-        help="an earlier bench.json, or its directory: what changed since is shown in the end",
-    )
-    compare.add_gate(parser)
-    add(
-        "--resume",
-        type=Path,
-        metavar="DIR",
-        help="go on with the bench in DIR; nothing else can be asked for then",
-    )
-
-
-def parse(given: argparse.Namespace) -> Request:
-    """Return the request, every name and size of it checked; raise UsageError."""
-    names = given.mechanisms.split(",")
-    if names == ["all"]:
-        names = [mechanism.name for mechanism in mechanisms.MECHANISMS]
-    for name in names:
-        _known(name)
-    ram = given.ram.split(",")
-    _refuse_doubles("--mechanisms", names)
-    for option, sizes in (("--ram", ram), ("--dirty-rate", given.dirty_rate.split(","))):
-        _refuse_doubles(option, [options.size(text) for text in sizes])
-    if given.repeats < 1:
-        raise UsageError(f"--repeats {given.repeats}: at least one round has to count")
-    reference = given.reference or (_REFERENCE if _REFERENCE in names else names[0])
-    if reference not in names:
-        raise UsageError(f"--reference {reference}: it is not among the mechanisms compared")
-    request = Request(
-        mechanisms=names,
-        ram=ram,
-        touch=given.touch,
-        dirty_rate=given.dirty_rate,
-        repeats=given.repeats,
-        reference=reference,
-        guest=given.guest,
-        accel=given.accel,
-        old=given.old,
-        new=given.new,
-        pages=given.pages,
-        workload=given.workload or "",
-        cpus=given.cpus,
-    )
-    plan(request)  # every size of it fits
-    return request
-
-
-def _known(label: str) -> None:
-    mechanism = split(label).mechanism
-    if mechanism == "auto":
-        raise UsageError("--mechanisms auto: a bench compares what is named", "leave it out")
-    mechanisms.named(mechanism)
-    if label.count(PAIR) > 1:
-        raise UsageError(
-            f"{label}: {PAIR} stands between the old QEMU and the new one, and is there again",
-            hint=f"call a directory that has {PAIR} in its name by another one (ln -s)",
-        )
-
-
-def _refuse_doubles(option: str, values: Sequence[object]) -> None:
-    if len(set(values)) < len(values):
-        raise UsageError(f"{option}: the same is named twice")
 
 
 @dataclass
@@ -149,7 +56,7 @@ class Session:
                 done = len(self.bench.runs) + len(self.bench.troubles)
                 told(done, done + len(left), f"{left[0].title}  {self.time_left(left)}")
                 said = self._once(left[0])
-                note(f"{done + 1}/{done + len(left)}  {left[0].title}: {benchreport.flat(said)}")
+                note(f"{done + 1}/{done + len(left)}  {left[0].title}: {tables.flat(said)}")
         self._keep(finished=not self.bench.troubles)
 
     def _left(self, slots: Sequence[Slot]) -> list[Slot]:
@@ -188,7 +95,7 @@ class Session:
         took_s = round(time.monotonic() - begun, 1)
         run = run_of(result, slot.label, slot.round, took_s, directory)
         self._keep(runs=[*self.bench.runs, run], **sides)
-        return benchreport.one_line(run)
+        return tables.one_line(run)
 
     @staticmethod
     def _not_run(slot: Slot, error: CannotTellError) -> NotRun:
@@ -220,7 +127,7 @@ class Session:
     def _keep(self, **news: object) -> None:
         bench = self.bench.model_copy(update=news)
         self.bench = bench.model_copy(update={"summary": figures.summarise(bench)})
-        write_whole(self.directory / _FILE, self.bench.model_dump_json(indent=2) + "\n")
+        write_whole(self.directory / FILE, self.bench.model_dump_json(indent=2) + "\n")
 
     def time_left(self, left: Sequence[Slot]) -> str:
         """Return how long `left` may take, in words; nothing before there is a run to go by."""
@@ -253,16 +160,16 @@ def begin(layout: Layout, request: Request, runner: Runner) -> Session:
         started=datetime.now(UTC).isoformat(timespec="seconds"),
         command=request.command,
         request=request,
-        host=host.fingerprint(),
+        host=facts.fingerprint(),
     )
     return Session(directory, dataclasses.replace(layout, out=directory), bench, runner)
 
 
 def resume(layout: Layout, directory: Path, runner: Runner) -> Session:
     """Return the session that goes on with the bench in `directory`; raise UsageError."""
-    path = directory / _FILE
-    bench = compare.read(path)
-    if (here := host.fingerprint()) != bench.host:
+    path = directory / FILE
+    bench = read_bench(path)
+    if (here := facts.fingerprint()) != bench.host:
         raise UsageError(
             f"{path} was begun on another machine or kernel: {bench.host} there, {here} here",
             hint="begin a new bench: runs of different hosts are not mixed",
@@ -277,7 +184,7 @@ def carry_out(session: Session, gate: Gate = NO_GATE) -> ExitCode:
         session.go()
     finally:
         leave(session)
-        benchreport.show(session.bench)
+        tables.show(session.bench)
         note(f"bench directory: {session.directory}")
         if not session.bench.finished:
             again = shlex.join(["./pageflip", "bench", "--resume", str(session.directory)])
@@ -287,8 +194,8 @@ def carry_out(session: Session, gate: Gate = NO_GATE) -> ExitCode:
 
 def leave(session: Session) -> None:
     """Write what people read of it."""
-    benchreport.write(session.bench, session.directory / "bench.md")
-    reporting.write_bench(session.bench, session.directory)
+    tables.write(session.bench, session.directory / "bench.md")
+    write.write_bench(session.bench, session.directory)
 
 
 def measure(layout: Layout, request: Request) -> Bench:
@@ -304,36 +211,5 @@ def prepare(layout: Layout, request: Request) -> None:
     """Build what is missing before anything is run; raise UsageError for names nobody knows."""
     others = [name for label in request.mechanisms for name in split(label)[1:] if name]
     for name in dict.fromkeys((request.old, request.new, *others)):
-        build.binary_of(layout, name)
-    guest.build(request.guest, layout)
-
-
-def run(given: argparse.Namespace) -> int:
-    """Do what ``pageflip bench`` says."""
-    layout, gate = Layout.default(), compare.parse_gate(given)
-    if given.resume:
-        _nothing_else(given)
-        directory = given.resume.absolute()
-        if not directory.is_dir():
-            raise UsageError(f"{directory}: there is no such directory")
-        with locked(directory / _FILE, "waiting for another run that is working on this bench"):
-            session = resume(layout, directory, upgrade_once)
-            prepare(layout, session.bench.request)
-            return carry_out(session, gate)
-    request = parse(given)
-    layout = layout.into(given.out)
-    prepare(layout, request)
-    session = begin(layout, request, upgrade_once)
-    with locked(session.directory / _FILE):
-        return carry_out(session, gate)
-
-
-def _nothing_else(given: argparse.Namespace) -> None:
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
-    for name, default in vars(parser.parse_args([])).items():
-        if name not in {"resume", "baseline", "fail_if"} and getattr(given, name) != default:
-            raise UsageError(
-                f"--{name.replace('_', '-')} cannot be given with --resume",
-                hint="a bench goes on as it was begun; begin a new one for something else",
-            )
+        binary_of(layout, name)
+    images.build(request.guest, layout)

@@ -16,24 +16,27 @@ from types import FrameType
 from typing import NoReturn
 
 from lab import __version__
-from lab.errors import ExitCode, LabError, UsageError
-from lab.progress import console
+from lab.base.errors import ExitCode, LabError, UsageError
+from lab.base.progress import console
 
 #: verb: (module, what it does).  A module exports add_arguments(parser) and run(options) -> int.
 VERBS: dict[str, tuple[str, str]] = {
-    "upgrade": ("lab.pipeline", "upgrade a running guest from one QEMU to another and judge it"),
-    "bench": ("lab.bench", "compare mechanisms: many upgrades, interleaved, with statistics"),
-    "report": ("lab.reporting", "make a page of a bench or an upgrade"),
-    "preflight": ("lab.preflight", "look at a running QEMU: how it could be upgraded"),
-    "validate": ("lab.validate", "apply, build and try a patch series"),
-    "bisect": ("lab.bisect", "find the patch of a series that makes a figure worse"),
-    "compare": ("lab.compare", "hold two benches against each other"),
-    "check": ("lab.check", "run everything that tests this project"),
-    "build": ("lab.builds", "build the pair of QEMUs and the guest images"),
-    "guest": ("lab.guests", "list the guests, build their images, open a console in one"),
-    "patches": ("lab.patches", "apply, refresh, export or lint the patch series"),
-    "regress": ("lab.regress", "compare patched QEMUs with stock ones, by QEMU's own tests"),
-    "doctor": ("lab.doctor", "say what this host offers and what it lacks"),
+    "upgrade": (
+        "lab.verbs.upgrade",
+        "upgrade a running guest from one QEMU to another and judge it",
+    ),
+    "bench": ("lab.verbs.bench", "compare mechanisms: many upgrades, interleaved, with statistics"),
+    "report": ("lab.verbs.report", "make a page of a bench or an upgrade"),
+    "preflight": ("lab.verbs.preflight", "look at a running QEMU: how it could be upgraded"),
+    "validate": ("lab.verbs.validate", "apply, build and try a patch series"),
+    "bisect": ("lab.verbs.bisect", "find the patch of a series that makes a figure worse"),
+    "compare": ("lab.verbs.compare", "hold two benches against each other"),
+    "check": ("lab.verbs.check", "run everything that tests this project"),
+    "build": ("lab.verbs.build", "build the pair of QEMUs and the guest images"),
+    "guest": ("lab.verbs.guest", "list the guests, build their images, open a console in one"),
+    "patches": ("lab.verbs.patches", "apply, refresh, export or lint the patch series"),
+    "regress": ("lab.verbs.regress", "compare patched QEMUs with stock ones, by QEMU's own tests"),
+    "doctor": ("lab.verbs.doctor", "say what this host offers and what it lacks"),
 }
 
 
@@ -72,7 +75,7 @@ def _profiled(run: Callable[[argparse.Namespace], int], options: argparse.Namesp
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a verb and return the exit code (lab.errors.ExitCode)."""
+    """Run a verb and return the exit code (lab.base.errors.ExitCode)."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     chosen = next((word for word in words if word in VERBS), None)
     for signum in (signal.SIGTERM, signal.SIGHUP):

@@ -10,11 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lab import guest, host, workloads
-from lab.cmdline import BOARDS
-from lab.errors import UsageError
-from lab.layout import Layout
+from lab import workloads
+from lab.base.errors import UsageError
+from lab.base.layout import Layout
+from lab.guest import images
+from lab.host import facts
 from lab.model import Limits, Pages
+from lab.vm.cmdline import BOARDS
 from lab.workloads import Workload
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)([KMGT]?)(?:i?B)?", re.IGNORECASE)
@@ -195,7 +197,7 @@ def add_shared(parser: argparse.ArgumentParser, dirty_rate: str, *, several: boo
 
 def parse(options: argparse.Namespace, layout: Layout | None = None) -> UpgradeOptions:
     """Return the options with units resolved; raise UsageError for what cannot be."""
-    wanted = guest.named(layout or Layout.default(), options.guest)
+    wanted = images.named(layout or Layout.default(), options.guest)
     ram = size(options.ram)
     if ram < wanted.smallest_ram_mib * 2**20 or ram % 2**20:
         raise UsageError(
@@ -210,7 +212,7 @@ def parse(options: argparse.Namespace, layout: Layout | None = None) -> UpgradeO
             hint="touch less or give more --ram",
         )
     pages = Pages(options.pages)
-    if pages is Pages.HUGETLB and ram % host.HUGE_PAGE:
+    if pages is Pages.HUGETLB and ram % facts.HUGE_PAGE:
         raise UsageError(f"--ram {options.ram}: with --pages hugetlb it is a multiple of 2M")
     if pages is Pages.HUGETLB and options.memory_margin:
         raise UsageError("--memory-margin: a memory group does not count --pages hugetlb")

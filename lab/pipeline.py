@@ -9,52 +9,39 @@ Each stage leaves its record as numbered JSON in the run directory before the ne
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from lab import (
-    accel,
-    binary,
-    build,
-    cmdline,
-    disk,
-    firmware,
-    guest,
-    host,
-    live,
-    mechanisms,
-    naming,
-    report,
-    workloads,
-)
-from lab.binary import Binary
-from lab.channel import AgentError, Heart
-from lab.cmdline import Machine
-from lab.deadline import Deadline, DeadlineError
-from lab.errors import ExitCode, PreconditionError
-from lab.guest import GuestImage
-from lab.host import MemoryGroup
-from lab.layout import Layout, socket_directory
+from lab import mechanisms, workloads
+from lab.base.deadline import Deadline, DeadlineError
+from lab.base.errors import PreconditionError
+from lab.base.layout import Layout, socket_directory
+from lab.base.progress import note_once, step
+from lab.base.record import Record
+from lab.guest import disk, images
+from lab.guest.images import GuestImage
+from lab.host import cgroup, facts
+from lab.host.cgroup import MemoryGroup
+from lab.host.pinning import pinned
 from lab.measure import downtime, integrity, memory
 from lab.measure.timeline import brownout, timeline
 from lab.mechanisms import Mechanism
-from lab.model import Findings, Integrity, Pages, Result, VerdictKind
-from lab.monitor import MonitorError, QmpError
-from lab.options import UpgradeOptions, add_arguments, parse
-from lab.pinning import pinned
-from lab.progress import note_once, step
-from lab.ramfile import ram_file
-from lab.record import Record, as_json
-from lab.upgrade import Interfere, Upgrade, upgrade
+from lab.mechanisms.move import Interfere, Upgrade, upgrade
+from lab.model import Findings, Integrity, Pages, Result
+from lab.options import UpgradeOptions
+from lab.pair import build, firmware
+from lab.source import naming
 from lab.verdict import Observation, judge
-from lab.vm import Vm, VmDiedError, VmFactory, factory
+from lab.vm import accel, binary, cmdline
+from lab.vm.agent import AgentError, Heart
+from lab.vm.binary import Binary
+from lab.vm.cmdline import Machine
+from lab.vm.monitor import MonitorError, QmpError
+from lab.vm.qemu import Vm, VmDiedError, VmFactory, factory
+from lab.vm.ramfile import ram_file
 from lab.workloads import NOTHING, Together
-
-__all__ = ["add_arguments", "run", "upgrade_once"]
 
 #: What a QEMU needs beside the guest's RAM: itself, its page tables, the lab (bytes).
 _OVERHEAD = 256 * 2**20
@@ -80,7 +67,7 @@ def upgrade_once(
     workloads.check_mechanism(options.workloads, mechanism, pair.old)
     with (
         pinned(layout, wanted=options.pin) as pins,
-        host.memory_group() as group,
+        cgroup.memory_group() as group,
         socket_directory(roomy=bool(image.disk)) as sockets,
         workloads.opened(options.workloads, record.directory) as work,
         ram_file(mechanisms.backing(mechanism, options.pages)) as file,
@@ -121,7 +108,7 @@ def check_host_and_names(layout: Layout, options: UpgradeOptions) -> dict[str, B
     Raises UsageError for a name that nobody knows, PreconditionError without the memory.
     """
     mechanism = mechanisms.named(options.mechanism)
-    workloads.check_guest(options.workloads, options.guest, guest.named(layout, options.guest))
+    workloads.check_guest(options.workloads, options.guest, images.named(layout, options.guest))
     names = {options.old, options.new}
     given = {name: binary.inspect(Path(name)) for name in names if naming.is_path(name)}
     for name in names - given.keys():
@@ -131,10 +118,10 @@ def check_host_and_names(layout: Layout, options: UpgradeOptions) -> dict[str, B
         f" by {mechanism.name}" if mechanism else ""
     )
     if options.pages is Pages.HUGETLB:
-        host.require_huge_pages(copies * options.ram_bytes, what)
-        host.require_memory(copies * _OVERHEAD, what)
+        facts.require_huge_pages(copies * options.ram_bytes, what)
+        facts.require_memory(copies * _OVERHEAD, what)
     else:
-        host.require_memory(copies * (options.ram_bytes + _OVERHEAD), what)
+        facts.require_memory(copies * (options.ram_bytes + _OVERHEAD), what)
     return given
 
 
@@ -190,7 +177,7 @@ def paired_build(
 
 def guest_image(layout: Layout, options: UpgradeOptions, record: Record) -> GuestImage:
     """Build the guest's image, or find it in the cache."""
-    image = guest.build(options.guest, layout)
+    image = images.build(options.guest, layout)
     record.write("guest", image)
     return image
 
@@ -376,20 +363,7 @@ def verdict(
         limits=options.limits,
         old=plan.pair.old.side(),
         new=plan.pair.new.side(),
-        host=host.fingerprint(),
+        host=facts.fingerprint(),
         run_directory=str(record.directory),
         reproduce=options.reproduce,
     )
-
-
-def run(options: argparse.Namespace) -> int:
-    """Do what ``pageflip upgrade`` says."""
-    if options.pid:
-        return live.run(options)
-    wanted = parse(options)
-    result = upgrade_once(Layout.default().into(wanted.out), wanted)
-    if wanted.json:
-        sys.stdout.write(as_json(result))
-    else:
-        report.show(result)
-    return ExitCode.PASS if result.verdict is VerdictKind.PASS else ExitCode.FAIL

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from lab.channel import Beat
 from lab.model import Pause
-from lab.monitor import Event
+from lab.vm.agent import Beat
+from lab.vm.monitor import Event
 
 _NS_PER_MS = 1e6
 #: How long before and after the upgrade the heartbeats are looked at (ns).

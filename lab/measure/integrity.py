@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lab.channel import Beat, Control
-from lab.deadline import Deadline
+from lab.base.deadline import Deadline
+from lab.base.progress import Tick
 from lab.measure import downtime
 from lab.model import Integrity
-from lab.progress import Tick
+from lab.vm.agent import Beat, Control
 
 #: The slowest seen under TCG is some 100 MB/s; this is a tenth of it (bytes/s).
 _SLOWEST_RATE = 10 * 2**20

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 
 from pydantic import Field
 
-from lab.channel import Beat
 from lab.measure import downtime
 from lab.measure.downtime import MARGIN_NS, Window
 from lab.model import Brownout, Model, Sample
-from lab.monitor import Event
+from lab.vm.agent import Beat
+from lab.vm.monitor import Event
 
 _MS = 1e6
 #: Heartbeats are counted in pieces of this length (ms); one comes each millisecond.

@@ -7,9 +7,7 @@ judging are the same for all of them and are done elsewhere.
 
 from __future__ import annotations
 
-from lab.binary import Binary
-from lab.cmdline import Backing
-from lab.errors import PreconditionError, UsageError
+from lab.base.errors import PreconditionError, UsageError
 from lab.mechanisms.base import Mechanism
 from lab.mechanisms.localhost import Copy, Flip, FlipLate, Gift, Handover, localhost_block
 from lab.mechanisms.upstream import (
@@ -22,6 +20,8 @@ from lab.mechanisms.upstream import (
     StopCopy,
 )
 from lab.model import Pages
+from lab.vm.binary import Binary
+from lab.vm.cmdline import Backing
 
 __all__ = [
     "MECHANISMS",

@@ -7,10 +7,10 @@ import abc
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from lab.binary import Binary
-from lab.cmdline import Backing, Invocation
 from lab.model import Block, Phases
-from lab.vm import Qemu
+from lab.vm.binary import Binary
+from lab.vm.cmdline import Backing, Invocation
+from lab.vm.qemu import Qemu
 
 #: QEMU's default of 128 MiB/s would measure the limit, not the mechanism (bytes/s).
 BANDWIDTH = 2**40

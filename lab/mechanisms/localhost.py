@@ -6,11 +6,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from lab.binary import Binary
-from lab.cmdline import Backing, Invocation
 from lab.mechanisms.base import Mechanism, set_capabilities
 from lab.model import Block, Phases
-from lab.vm import Qemu
+from lab.vm.binary import Binary
+from lab.vm.cmdline import Backing, Invocation
+from lab.vm.qemu import Qemu
 
 
 class Localhost(Mechanism):

@@ -6,13 +6,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lab import host
-from lab.binary import Binary
-from lab.cmdline import Backing, Invocation, cpr_channel
-from lab.deadline import Deadline
+from lab.base.deadline import Deadline
+from lab.host import facts
 from lab.mechanisms.base import BANDWIDTH, Mechanism, set_capabilities
 from lab.model import Block
-from lab.vm import Qemu
+from lab.vm.binary import Binary
+from lab.vm.cmdline import Backing, Invocation, cpr_channel
+from lab.vm.qemu import Qemu
 
 _POSTCOPY_START_S = 30.0
 
@@ -109,7 +109,7 @@ class CprTransfer(Cpr):
         # before it is listened at.
         for _ in Deadline.after(30, "the new QEMU listens for cpr-transfer").poll(0.002):
             new.alive()
-            if new.machine.sockets / "cpr" in host.listening_sockets():
+            if new.machine.sockets / "cpr" in facts.listening_sockets():
                 return
 
     def go(self, old: Qemu, new: Qemu) -> None:

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from lab.binary import Binary
-from lab.errors import PreconditionError, UsageError
-from lab.guest import Guest
+from lab.base.errors import PreconditionError, UsageError
+from lab.guest.images import Guest
 from lab.mechanisms import Mechanism
+from lab.vm.binary import Binary
 from lab.workloads.base import NOTHING, Session, Together, Workload
 from lab.workloads.network import Network
 from lab.workloads.scripted import Cpu, Database, Disk

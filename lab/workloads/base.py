@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from lab.binary import Binary
-from lab.cmdline import Machine
-from lab.guest import Guest
+from lab.guest.images import Guest
 from lab.measure.downtime import Window
 from lab.mechanisms import Mechanism
 from lab.model import Findings
-from lab.vm import Vm
+from lab.vm.binary import Binary
+from lab.vm.cmdline import Machine
+from lab.vm.qemu import Vm
 
 
 class Session(abc.ABC):

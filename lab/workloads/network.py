@@ -14,17 +14,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar
 
-from lab.binary import Binary
-from lab.cmdline import Machine, Nic
-from lab.deadline import Deadline
-from lab.errors import CannotTellError
-from lab.guest import Guest, MultibootGuest
+from lab.base.deadline import Deadline
+from lab.base.errors import CannotTellError
+from lab.guest.images import Guest, MultibootGuest
 from lab.measure.downtime import Window
 from lab.mechanisms import Mechanism
 from lab.model import Findings
-from lab.netns import GUEST, PREFIX, Segment, segment
-from lab.vm import Vm
+from lab.vm.binary import Binary
+from lab.vm.cmdline import Machine, Nic
+from lab.vm.qemu import Vm
 from lab.workloads.base import Session, Workload
+from lab.workloads.netns import GUEST, PREFIX, Segment, segment
 from lab.workloads.traffic import FIGURES, GuestAccount, Traffic, figures, problems
 
 _START_S = 30.0

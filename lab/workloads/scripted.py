@@ -12,14 +12,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar
 
-from lab import disk
-from lab.deadline import Deadline
-from lab.errors import CannotTellError
-from lab.guest import Guest, LinuxGuest
-from lab.guestagent import GuestAgent, guest_agent
+from lab.base.deadline import Deadline
+from lab.base.errors import CannotTellError
+from lab.guest import disk
+from lab.guest.images import Guest, LinuxGuest
 from lab.measure.downtime import Window
 from lab.model import Findings
-from lab.vm import Vm
+from lab.vm.qemu import Vm
+from lab.vm.qga import GuestAgent, guest_agent
 from lab.workloads.base import Session, Workload
 
 #: All in the guest, perhaps under TCG on a busy host (s).

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from lab.deadline import Deadline
+from lab.base.deadline import Deadline
 from lab.measure.downtime import MARGIN_NS, Window, longest_gap_ms
 
 _TICK_NS = 1_000_000

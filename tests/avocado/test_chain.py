@@ -10,17 +10,19 @@ from pathlib import Path
 
 import avocado
 
-from lab import cmdline, host, mechanisms, options, pipeline
-from lab.deadline import Deadline
-from lab.errors import PreconditionError
-from lab.layout import Layout, socket_directory
+from lab import mechanisms, options, pipeline
+from lab.base.deadline import Deadline
+from lab.base.errors import PreconditionError
+from lab.base.layout import Layout, socket_directory
+from lab.base.record import Record
+from lab.host import cgroup
 from lab.measure import downtime, integrity, memory
 from lab.measure.downtime import Window
+from lab.mechanisms.move import upgrade
 from lab.model import Limits, Outcome
 from lab.pipeline import Plan
-from lab.record import Record
-from lab.upgrade import upgrade
-from lab.vm import Vm, VmFactory, factory
+from lab.vm import cmdline
+from lab.vm.qemu import Vm, VmFactory, factory
 
 #: Mappings and KiB that a QEMU may have more than another one of the same guest.
 _MORE_MAPS, _MORE_KIB = 12, 16 << 10
@@ -73,7 +75,7 @@ class Chain(avocado.Test):
         image = pipeline.guest_image(layout, wanted, record)
         mechanism = mechanisms.choose(wanted.mechanism, pair.old, pair.new)
         with (
-            host.memory_group() as group,
+            cgroup.memory_group() as group,
             socket_directory() as sockets,
             factory(record.directory, group) as start,
         ):

@@ -10,9 +10,9 @@ from pathlib import Path
 import avocado
 from upgrading import SECOND_QEMU, Upgrading
 
-from lab import build
-from lab.layout import Layout
+from lab.base.layout import Layout
 from lab.model import Outcome, Result
+from lab.pair import build
 
 #: Lets every system call pass, and is inherited like any other filter (seccomp(2)).
 _FILTER = """

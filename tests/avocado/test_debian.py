@@ -7,10 +7,10 @@ Parameters (avocado -p): as in test_upgrade.py.
 import avocado
 from upgrading import SECOND_QEMU, Upgrading, kill_new
 
-from lab.deadline import Deadline
-from lab.guestagent import guest_agent
+from lab.base.deadline import Deadline
 from lab.model import Outcome, Result, VerdictKind
-from lab.vm import Vm
+from lab.vm.qemu import Vm
+from lab.vm.qga import guest_agent
 
 _STATE = "/var/lib/pageflip"
 #: What each does to its workload unseen, and what is said of it.

@@ -16,11 +16,12 @@ from unittest import mock
 import avocado
 from upgrading import SECOND_QEMU, Upgrading, kill_new
 
-from lab import host, mechanisms
-from lab.deadline import Deadline
+from lab import mechanisms
+from lab.base.deadline import Deadline
+from lab.host import cgroup
 from lab.model import Outcome, Result, VerdictKind
-from lab.monitor import QmpError
-from lab.vm import Vm
+from lab.vm.monitor import QmpError
+from lab.vm.qemu import Vm
 
 #: What the second QEMU itself needs weighs more in so small a guest.
 _RATIO = 1 + 4 * SECOND_QEMU
@@ -129,7 +130,7 @@ class Faults(Upgrading, avocado.Test):
         def squeeze(old: Vm) -> None:
             groups = Path(f"/proc/{old.pid}/cgroup").read_text(encoding="ascii").split()
             name = next(line.rpartition("/")[2] for line in groups if "pageflip-" in line)
-            group = host.MemoryGroup(host.groups_directory() / name, host.cgroup_version())
+            group = cgroup.MemoryGroup(cgroup.groups_directory() / name, cgroup.cgroup_version())
             group.limit(group.current() + (1 << 20))
 
         with self.just_before(mechanisms.Flip, squeeze) as mechanism:

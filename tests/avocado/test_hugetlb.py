@@ -11,7 +11,8 @@ from contextlib import contextmanager
 import avocado
 from upgrading import SECOND_QEMU, Upgrading, kill_new
 
-from lab import host, options
+from lab import options
+from lab.host import facts
 from lab.model import Outcome
 
 
@@ -27,7 +28,7 @@ class Hugetlb(Upgrading, avocado.Test):
         """The pages change owner, and the pool is as it was when both QEMUs have ended."""
         with self.pool() as pages:
             result = self.passes("flip", 1 + SECOND_QEMU, pages="hugetlb")
-            self.assertEqual(host.free_huge_pages(), pages)
+            self.assertEqual(facts.free_huge_pages(), pages)
         self.assertGreater(self.moved(result, "flipped_bytes"), 0.9 * result.ram_bytes)
         self.assertEqual(result.memory.old_huge_bytes, result.ram_bytes)
         self.assertEqual(result.memory.new_huge_bytes, result.ram_bytes)
@@ -36,7 +37,7 @@ class Hugetlb(Upgrading, avocado.Test):
         """The guest keeps its pages under the old QEMU, and gives none of them up."""
         with self.pool() as pages:
             result = self.upgrade("flip", 1 + SECOND_QEMU, kill_new, pages="hugetlb")
-            self.assertEqual(host.free_huge_pages(), pages)
+            self.assertEqual(facts.free_huge_pages(), pages)
         self.assertEqual(result.outcome, Outcome.ROLLED_BACK)
         self.assertEqual(result.integrity.bad_pages, 0)
 
@@ -46,17 +47,17 @@ class Hugetlb(Upgrading, avocado.Test):
 
         One test at a time: there is one pool.
         """
-        wanted = options.size(self.params.get("ram", default=self.ram)) // host.HUGE_PAGE
+        wanted = options.size(self.params.get("ram", default=self.ram)) // facts.HUGE_PAGE
         try:
-            knob = (host.POOL / "nr_hugepages").open("r+", encoding="ascii", buffering=1)
+            knob = (facts.POOL / "nr_hugepages").open("r+", encoding="ascii", buffering=1)
         except OSError as error:
             self.cancel(f"the pool of huge pages cannot be set: {error}; run as root")
         with knob:
             fcntl.flock(knob, fcntl.LOCK_EX)
             before = int(knob.read())
             try:
-                knob.write(f"{before - host.free_huge_pages() + wanted}\n")
-                if host.free_huge_pages() != wanted:
+                knob.write(f"{before - facts.free_huge_pages() + wanted}\n")
+                if facts.free_huge_pages() != wanted:
                     self.cancel(f"the kernel has no {wanted} huge pages to give")
                 yield wanted
             finally:

@@ -12,17 +12,22 @@ from pathlib import Path
 
 import avocado
 
-from lab import build, firmware, guest, live, mechanisms, running
-from lab import run as process
-from lab.channel import Control, Heart, agent_lines
-from lab.cmdline import BOARDS, Backing, Machine
-from lab.deadline import Deadline
-from lab.errors import PreconditionError
-from lab.layout import Layout, socket_directory
-from lab.live import Moved, Mover
+from lab import mechanisms
+from lab.base import process
+from lab.base.deadline import Deadline
+from lab.base.errors import PreconditionError
+from lab.base.layout import Layout, socket_directory
+from lab.guest import images
+from lab.live import look
+from lab.live import move as live
+from lab.live.move import Moved, Mover
 from lab.measure import downtime, integrity
 from lab.model import Outcome
-from lab.vm import Vm, factory
+from lab.pair import firmware
+from lab.vm import binary
+from lab.vm.agent import Control, Heart, agent_lines
+from lab.vm.cmdline import BOARDS, Backing, Machine
+from lab.vm.qemu import Vm, factory
 
 _USUAL = ("-pidfile", "{sockets}/pid", "-monitor", "unix:{sockets}/hmp,server,nowait")
 _NEVER = ["-chardev", "socket,id=never,path={sockets}/never"]
@@ -64,8 +69,8 @@ class Live(avocado.Test):
     def setUp(self) -> None:
         """Build what is needed."""
         self.layout = Layout.default().into(Path(self.outputdir))
-        self.old = build.binary_of(self.layout, self.params.get("old", default="10.0"))
-        self.new = build.binary_of(self.layout, self.params.get("new", default="10.2"))
+        self.old = binary.binary_of(self.layout, self.params.get("old", default="10.0"))
+        self.new = binary.binary_of(self.layout, self.params.get("new", default="10.2"))
         if mechanisms.Flip().missing(self.old, self.new):
             self.cancel("one of both QEMUs is without the series")
 
@@ -74,7 +79,7 @@ class Live(avocado.Test):
         self, *more: str, ram: str = "512", backing: Backing = Backing.PRIVATE
     ) -> Iterator[Guest]:
         """Start a guest and let its memory change."""
-        image = guest.build("tiny", self.layout)
+        image = images.build("tiny", self.layout)
         directory = self.layout.new_run()
         with ExitStack() as stack:
             sockets = stack.enter_context(socket_directory()) / "vm"
@@ -123,7 +128,7 @@ class Live(avocado.Test):
         beats = downtime.count(one.vm.heart.beats, one.heart.beats, 0)
         self.assertEqual(beats.doubled, 0)
         self.assertTrue(one.vm.dead)
-        there = running.look(str(one.qmp))
+        there = look.look(str(one.qmp))
         self.assertEqual((there.pid, there.binary.version), (moved.new_pid, self.new.version))
         pid = (one.vm.machine.sockets / "pid").read_text(encoding="ascii")
         self.assertEqual(int(pid), moved.new_pid)
@@ -162,7 +167,7 @@ class Live(avocado.Test):
 
     def end(self, pid: int) -> None:
         """End a QEMU that was let go."""
-        with running.connected(pid, running.find(str(pid))[1]) as qmp:
+        with look.connected(pid, look.find(str(pid))[1]) as qmp:
             qmp.execute("quit")
         for _ in Deadline.after(30, "it ends").poll(0.01):
             if process.Foreign(pid).poll() is not None:  # it is a child of this process
@@ -189,7 +194,7 @@ class Live(avocado.Test):
             self.upgraded(first, moved[0])
             self.assertEqual(moved[1].outcome, Outcome.ROLLED_BACK)
             for one in (second, third):
-                there = running.look(str(one.qmp))
+                there = look.look(str(one.qmp))
                 self.assertEqual((there.pid, there.state), (one.vm.pid, "running"))
                 self.assertEqual(
                     integrity.check(one.vm.control, self.touched).status["bad_pages"], 0

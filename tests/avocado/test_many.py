@@ -14,13 +14,13 @@ from pathlib import Path
 import avocado
 from upgrading import SECOND_QEMU, Upgrading
 
-from lab import host
-from lab.layout import abandoned
+from lab.base.layout import abandoned
+from lab.host import cgroup
 from lab.measure import memory
 
 #: What the lab itself may have grown by, in all (bytes).
 _GROWTH = 32 << 20
-#: What is younger may be about to be used (lab.layout).
+#: What is younger may be about to be used (lab.base.layout).
 _YOUNG_S = 10.0
 
 
@@ -49,7 +49,7 @@ class Many(Upgrading, avocado.Test):
             self.assertEqual(left, seen[1][0])
         self.assertLess(seen[-1][1] - seen[1][1], _GROWTH)
         time.sleep(_YOUNG_S + 1)
-        for base in (Path(tempfile.gettempdir()), host.groups_directory()):
+        for base in (Path(tempfile.gettempdir()), cgroup.groups_directory()):
             self.assertEqual(list(abandoned(base, "pageflip-*")), [])
 
     def left(self) -> dict[str, object]:

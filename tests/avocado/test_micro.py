@@ -8,9 +8,9 @@ limit_pause_ms (120000: a guest that is stuck).
 import avocado
 from upgrading import SECOND_QEMU, Upgrading
 
-from lab.deadline import Deadline
+from lab.base.deadline import Deadline
 from lab.model import VerdictKind
-from lab.vm import Vm
+from lab.vm.qemu import Vm
 
 MODES = ("flip", "zero", "stale", "swap", "table")
 

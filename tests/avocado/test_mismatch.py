@@ -17,11 +17,15 @@ from unittest import mock
 import avocado
 from upgrading import SECOND_QEMU, Upgrading
 
-from lab import build, cmdline, disk, mechanisms, run
-from lab.errors import ExitCode
-from lab.layout import CHECKOUT, Layout
+from lab import mechanisms
+from lab.base import process as run
+from lab.base.errors import ExitCode
+from lab.base.layout import CHECKOUT, Layout
+from lab.guest import disk
 from lab.model import Outcome, Result, VerdictKind
-from lab.vm import Vm
+from lab.pair import build
+from lab.vm import cmdline
+from lab.vm.qemu import Vm
 
 _RATIO = 2.3 + SECOND_QEMU
 _MIB = 1 << 20

@@ -11,7 +11,7 @@ from unittest import mock
 import avocado
 from upgrading import SECOND_QEMU, Upgrading
 
-from lab.layout import CHECKOUT
+from lab.base.layout import CHECKOUT
 from lab.model import Outcome, Result
 from lab.workloads import scripted
 

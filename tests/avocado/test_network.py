@@ -7,9 +7,9 @@ Parameters (avocado -p): as in test_upgrade.py.
 import avocado
 from upgrading import SECOND_QEMU, Upgrading, kill_new
 
-from lab.deadline import Deadline
+from lab.base.deadline import Deadline
 from lab.model import Findings, Outcome, Result, VerdictKind
-from lab.vm import Vm
+from lab.vm.qemu import Vm
 
 #: What the second QEMU itself needs, as a share of this smaller guest.
 _RATIO = 1 + 2 * SECOND_QEMU

@@ -9,9 +9,9 @@ import avocado
 from upgrading import SECOND_QEMU, Upgrading, kill_new
 
 from lab import options
-from lab.deadline import Deadline
+from lab.base.deadline import Deadline
 from lab.model import Limits, Outcome, VerdictKind
-from lab.vm import Vm
+from lab.vm.qemu import Vm
 
 
 class Upgrade(Upgrading, avocado.Test):

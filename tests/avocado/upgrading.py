@@ -9,12 +9,13 @@ import signal
 from pathlib import Path
 
 from lab import options, pipeline
-from lab.deadline import Deadline
-from lab.errors import PreconditionError
-from lab.layout import Layout
+from lab.base.deadline import Deadline
+from lab.base.errors import PreconditionError
+from lab.base.layout import Layout
+from lab.base.record import as_json
+from lab.mechanisms.move import Interfere
 from lab.model import Outcome, Result
-from lab.upgrade import Interfere
-from lab.vm import Vm
+from lab.vm.qemu import Vm
 
 #: What the second QEMU itself needs, as a share of a guest of 1 GiB, and the noise of a busy host.
 SECOND_QEMU = 0.15
@@ -74,7 +75,7 @@ class Upgrading:
         except PreconditionError as error:
             self.cancel(f"{error.message} {error.hint}")
         self.log.info("again: %s", wanted.reproduce)
-        for line in pipeline.as_json(result).splitlines():
+        for line in as_json(result).splitlines():
             self.log.info(line)
         return result
 

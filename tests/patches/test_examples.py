@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from lab import checks, naming, patchlint, sources
-from lab.checks import Status
-from lab.layout import CHECKOUT, Layout
-from lab.patches import Series
-from lab.subject import Subject
-from lab.submitted import collect
+from lab.base.layout import CHECKOUT, Layout
+from lab.review import checks, lint
+from lab.review.candidate import Subject
+from lab.review.checks import Status
+from lab.review.intake import collect
+from lab.source import naming
+from lab.source.resolve import resolve, stock_tree
+from lab.source.series import Series
 
 _LAYOUT = Layout.default()
 _BASE = "10.2"
@@ -23,10 +25,10 @@ _ALL = {**_EXAMPLES, "mutants": CHECKOUT / "tests" / "mutants"}
 @pytest.mark.parametrize("name", [name for name in _ALL if name != "conflict"])
 def test_it_applies_where_it_says(name: str, tmp_path: Path) -> None:
     asked = naming.named(_LAYOUT, _BASE)
-    stock = sources.stock_tree(_LAYOUT, sources.resolve(_LAYOUT, asked.release))
+    stock = stock_tree(_LAYOUT, resolve(_LAYOUT, asked.release))
     mine = collect(str(_ALL[name]), tmp_path / "series", tmp_path)
     whole = Series(name, (*asked.series.patches, *mine.patches))
-    assert patchlint.applies_exactly(stock, whole, tmp_path) == []
+    assert lint.applies_exactly(stock, whole, tmp_path) == []
 
 
 def _subject(name: str, into: Path) -> Subject:

@@ -11,17 +11,19 @@ from pathlib import Path
 
 import pytest
 
-from lab import config, patches, patchlint, sources
-from lab.layout import Layout
-from lab.patches import Series
+from lab.base.layout import Layout
+from lab.review import lint
+from lab.source.releases import load_releases
+from lab.source.resolve import resolve, stock_tree
+from lab.source.series import Series, load_series
 
 _LAYOUT = Layout.default()
-_RELEASES = config.load(_LAYOUT.patches / "releases.toml")
+_RELEASES = load_releases(_LAYOUT.patches / "releases.toml")
 
 
 @pytest.fixture(scope="module", params=sorted(_RELEASES.releases))
 def series(request: pytest.FixtureRequest) -> Series:
-    found = patches.load(_LAYOUT.patches / request.param)
+    found = load_series(_LAYOUT.patches / request.param)
     if not found.patches:
         pytest.skip(f"no patches for {request.param} yet")
     return found
@@ -29,31 +31,31 @@ def series(request: pytest.FixtureRequest) -> Series:
 
 @pytest.fixture(scope="module")
 def base(series: Series) -> Path:
-    return sources.stock_tree(_LAYOUT, sources.resolve(_LAYOUT, _RELEASES.get(series.name)))
+    return stock_tree(_LAYOUT, resolve(_LAYOUT, _RELEASES.get(series.name)))
 
 
 def test_it_applies_without_fuzz_and_where_it_says(
     series: Series, base: Path, tmp_path: Path
 ) -> None:
-    assert patchlint.applies_exactly(base, series, tmp_path) == []
+    assert lint.applies_exactly(base, series, tmp_path) == []
 
 
 def test_its_round_trip_is_exact(series: Series, base: Path, tmp_path: Path) -> None:
-    assert patchlint.round_trips(base, series, tmp_path) == []
+    assert lint.round_trips(base, series, tmp_path) == []
 
 
 def test_it_is_in_qemus_style(series: Series, base: Path) -> None:
-    assert patchlint.style(base, series) == []
+    assert lint.style(base, series) == []
 
 
 def test_every_patch_says_whose_it_is(series: Series) -> None:
-    assert [line for patch in series.patches for line in patchlint.texts(patch)] == []
+    assert [line for patch in series.patches for line in lint.texts(patch)] == []
 
 
 def test_no_patch_lies_beside_it(series: Series) -> None:
-    assert patchlint.unlisted(_LAYOUT.patches / series.name, series) == []
+    assert lint.unlisted(_LAYOUT.patches / series.name, series) == []
 
 
 def test_all_releases_have_the_same() -> None:
-    several = [patches.load(_LAYOUT.patches / name) for name in sorted(_RELEASES.releases)]
-    assert patchlint.same_slugs(several) == []
+    several = [load_series(_LAYOUT.patches / name) for name in sorted(_RELEASES.releases)]
+    assert lint.same_slugs(several) == []

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from lab.layout import socket_directory
-from lab.run import GIT_LOCAL
+from lab.base.layout import socket_directory
+from lab.base.process import GIT_LOCAL
 
 # Called by a git hook or `git rebase --exec`, the tests' own git must not write to that repository.
 for _name in GIT_LOCAL:

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lab import bench
-from lab.figures import Request
-from lab.layout import CHECKOUT, Layout
+from lab.base.layout import CHECKOUT, Layout
 from lab.model import Result
 from lab.options import UpgradeOptions
+from lab.results.figures import Request
+from lab.verbs import bench as verb
 
 _KNOWN = json.loads((Path(__file__).parent / "result.json").read_text(encoding="utf-8"))
 
@@ -25,8 +25,8 @@ Trouble = Callable[[int, UpgradeOptions], "dict[str, Any] | None"]
 def request(*words: str) -> Request:
     """Return what these words on the command line ask for."""
     parser = argparse.ArgumentParser()
-    bench.add_arguments(parser)
-    return bench.parse(parser.parse_args(words))
+    verb.add_arguments(parser)
+    return verb.parse(parser.parse_args(words))
 
 
 def layout(tmp_path: Path) -> Layout:

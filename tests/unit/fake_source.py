@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lab.config import BuildOptions, Release, Releases
-from lab.layout import Layout
+from lab.base.layout import Layout
+from lab.source.releases import BuildOptions, Release, Releases
 
 VERSION = "9.9.9"
 _CONFIGURE = r"""#!/bin/sh

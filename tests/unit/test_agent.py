@@ -18,8 +18,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lab.errors import LabError
-from lab.guest import compile_agent, static_libraries
+from lab.base.errors import LabError
+from lab.guest.images import compile_agent, static_libraries
 
 SOURCE = Path(__file__).resolve().parents[2] / "guests" / "agent"
 MIB = 1 << 20

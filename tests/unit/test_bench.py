@@ -14,11 +14,13 @@ import fake_bench
 import pytest
 from fake_bench import Runner
 
-from lab import bench, host
-from lab.errors import CannotTellError, ExitCode, PreconditionError, UsageError
-from lab.figures import Bench
+from lab import bench
+from lab.base.errors import CannotTellError, ExitCode, PreconditionError, UsageError
+from lab.base.record import write_whole
+from lab.host import facts
 from lab.options import UpgradeOptions
-from lab.record import write_whole
+from lab.results.figures import Bench
+from lab.verbs import bench as verb
 
 ASKED = ("--mechanisms", "gift,precopy", "--ram", "1G", "--repeats", "2")
 BROKEN = {
@@ -317,8 +319,8 @@ def test_a_label_may_name_an_old_qemu_of_its_own(tmp_path: Path) -> None:
 
 def test_another_host_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     carried_out(tmp_path, Runner(), *ASKED)
-    elsewhere = host.fingerprint().model_copy(update={"kernel": "9.9"})
-    monkeypatch.setattr(host, "fingerprint", lambda: elsewhere)
+    elsewhere = facts.fingerprint().model_copy(update={"kernel": "9.9"})
+    monkeypatch.setattr(facts, "fingerprint", lambda: elsewhere)
     with pytest.raises(UsageError, match="another machine or kernel"):
         again(tmp_path, Runner())
 
@@ -339,11 +341,11 @@ def test_nothing_else_can_be_asked_of_a_bench_that_goes_on(
     words: list[str], tmp_path: Path
 ) -> None:
     parser = argparse.ArgumentParser()
-    bench.add_arguments(parser)
+    verb.add_arguments(parser)
     with pytest.raises(UsageError, match=f"{words[0]} cannot be given with --resume"):
-        bench.run(parser.parse_args(["--resume", str(tmp_path), *words]))
+        verb.run(parser.parse_args(["--resume", str(tmp_path), *words]))
     with pytest.raises(UsageError, match="no such directory"):
-        bench.run(parser.parse_args(["--resume", str(tmp_path / "nowhere")]))
+        verb.run(parser.parse_args(["--resume", str(tmp_path / "nowhere")]))
     assert not (tmp_path / "nowhere").exists()
 
 

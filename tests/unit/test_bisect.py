@@ -12,12 +12,14 @@ from typing import Any
 import fake_bench
 import pytest
 
-from lab import bench, bisect, build, cli
-from lab.errors import CannotTellError, ExitCode, UsageError
-from lab.figures import Bench, Request
-from lab.layout import CHECKOUT, Layout
+from lab import bench, cli
+from lab.base.errors import CannotTellError, ExitCode, UsageError
+from lab.base.layout import CHECKOUT, Layout
 from lab.options import UpgradeOptions
-from lab.patches import Series
+from lab.pair import build
+from lab.results.figures import Bench, Request
+from lab.source.series import Series
+from lab.verbs import bisect as verb
 
 SERIES = CHECKOUT / "tests" / "series" / "slow-third"
 PAUSE = ("--metric", "pause_ms.outside")
@@ -147,16 +149,16 @@ def test_a_base_that_harms_guests_tells_nothing(run: Run) -> None:
 
 
 def test_a_threshold_below_one_is_for_what_should_be_more() -> None:
-    worse = bisect.condition("huge_pages_kept", 0.8)
+    worse = verb.condition("huge_pages_kept", 0.8)
     assert worse
     assert (worse.above, worse.limit) == (False, 0.8)
-    assert bisect.condition("harm", 0.8) is None
+    assert verb.condition("harm", 0.8) is None
 
 
 @pytest.mark.parametrize(("metric", "threshold"), [("beauty", 1.5), ("memory_ratio", 0.0)])
 def test_what_cannot_be_asked_for(metric: str, threshold: float) -> None:
     with pytest.raises(UsageError):
-        bisect.condition(metric, threshold)
+        verb.condition(metric, threshold)
 
 
 def test_a_patch_is_named_by_its_number_or_its_commit(tmp_path: Path) -> None:
@@ -166,10 +168,10 @@ def test_a_patch_is_named_by_its_number_or_its_commit(tmp_path: Path) -> None:
         paths[-1].write_text(f"From {commit} Mon Sep 17 00:00:00 2001\n")
     series = Series("s", tuple(paths))
     given = ("0", "2", "1234567", "abcdef123")
-    assert [bisect.number_of(text, series) for text in given] == [0, 2, 1, 2]
+    assert [verb.number_of(text, series) for text in given] == [0, 2, 1, 2]
     for text in ("3", "-1", "abc", "fedcba9876"):
         with pytest.raises(UsageError):
-            bisect.number_of(text, series)
+            verb.number_of(text, series)
 
 
 def test_the_good_end_comes_before_the_bad_one(

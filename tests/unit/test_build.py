@@ -20,13 +20,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lab import build, builds, fetch, patches
-from lab.build import Built
-from lab.errors import CannotTellError
-from lab.gnupatch import PatchError
-from lab.layout import CHECKOUT, Layout
-from lab.patches import STOCK, Series
-from lab.sources import Kind, Source
+from lab.base.errors import CannotTellError
+from lab.base.layout import CHECKOUT, Layout
+from lab.pair import build
+from lab.pair.build import Built
+from lab.source import fetch
+from lab.source import series as patches
+from lab.source.gnupatch import PatchError
+from lab.source.resolve import Kind, Source
+from lab.source.series import STOCK, Series
+from lab.verbs import build as builds
 
 _QEMU = "qemu-system-x86_64"
 Make = Callable[..., Built]
@@ -103,7 +106,9 @@ def test_a_series_is_another_build(make: Make, done: Path, tmp_path: Path) -> No
         ["# line ten"],
     )
     text = fake_source.mail("ours", "", emulator)
-    series = patches.load(fake_source.write_series(tmp_path / "9.9", {"0001-ours.patch": text}))
+    series = patches.load_series(
+        fake_source.write_series(tmp_path / "9.9", {"0001-ours.patch": text})
+    )
     stock, ours = make(), make(series)
     assert "(ours)" in ours.qemu.read_text()
     assert "(ours)" not in stock.qemu.read_text()
@@ -116,7 +121,7 @@ def test_a_series_that_is_edited_meanwhile(
     make: Make, layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = fake_source.mail("x", "", fake_source.change_text(20))
-    series = patches.load(fake_source.write_series(tmp_path / "9.9", {"0001-x.patch": text}))
+    series = patches.load_series(fake_source.write_series(tmp_path / "9.9", {"0001-x.patch": text}))
     apply = patches.patched_tree
 
     def apply_and_edit(source: Source, series: Series, tree: Path) -> list[str]:
@@ -125,7 +130,7 @@ def test_a_series_that_is_edited_meanwhile(
         series.patches[0].write_text(edited, encoding="utf-8")
         return notes
 
-    monkeypatch.setattr(patches, "patched_tree", apply_and_edit)
+    monkeypatch.setattr(build, "patched_tree", apply_and_edit)
     with pytest.raises(CannotTellError, match="the series was changed meanwhile"):
         make(series)
     assert not list(layout.builds.glob("*/src"))
@@ -135,7 +140,7 @@ def test_a_patch_that_does_not_apply_leaves_nothing(
     make: Make, done: Path, layout: Layout, tmp_path: Path
 ) -> None:
     text = fake_source.mail("x", "", fake_source.change_text(20).replace("-20", "-twenty"))
-    series = patches.load(fake_source.write_series(tmp_path / "9.9", {"0001-x.patch": text}))
+    series = patches.load_series(fake_source.write_series(tmp_path / "9.9", {"0001-x.patch": text}))
     with pytest.raises(PatchError, match=r"0001-x\.patch(.|\n)*docs/text: hunk #1"):
         make(series)
     assert _done(done) == []
@@ -143,7 +148,7 @@ def test_a_patch_that_does_not_apply_leaves_nothing(
 
 
 def test_the_key_has_all_that_goes_in(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lab import toolchain
+    from lab.pair import toolchain
 
     before = make()
     found = toolchain.find()
@@ -252,15 +257,16 @@ from pathlib import Path
 signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path[:0] = {path!r}
 import fake_source
-from lab import build, builds, patches, sources
-from lab.config import Release
+from lab.pair import build
+from lab.source import resolve, series
+from lab.source.releases import Release
 root = Path({root!r})
 release = fake_source.make(root / "again").release
 fake = release.debian
 files = (root / "theirs" / fake.orig.name, root / "theirs" / fake.packaging.name)
 sums = {{file.name: file.sha256 for file in (fake.orig, fake.packaging)}}
-source = sources.Source("9.9", "9.9.9", sources.Kind.DEBIAN, "test", files, sums)
-build.build(fake_source.layout(root), release, source, patches.STOCK, fake_source.OPTIONS)
+source = resolve.Source("9.9", "9.9.9", resolve.Kind.DEBIAN, "test", files, sums)
+build.build(fake_source.layout(root), release, source, series.STOCK, fake_source.OPTIONS)
 """
 
 

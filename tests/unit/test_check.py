@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from lab import check
-from lab.check import Counts, Step
-from lab.errors import UsageError
+from lab.base.errors import UsageError
+from lab.verbs import check
+from lab.verbs.check import Counts, Step
 
 REPORT = """<testsuites><testsuite>
 <testcase name="a"/><testcase name="b"><failure/></testcase>

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from lab import cli
-from lab.errors import CannotTellError, UsageError
+from lab.base.errors import CannotTellError, UsageError
 
 
 @pytest.fixture

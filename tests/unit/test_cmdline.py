@@ -7,8 +7,8 @@ import dataclasses
 import json
 from pathlib import Path
 
-from lab import cmdline
-from lab.cmdline import Backing, Machine, Nic
+from lab.vm import cmdline
+from lab.vm.cmdline import Backing, Machine, Nic
 
 OLD = Machine(
     qemu=Path("/old/qemu"),

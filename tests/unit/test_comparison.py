@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from lab import comparison
-from lab.comparison import Comparison, Report, Row, compare
-from lab.errors import ExitCode
+from lab.base.errors import ExitCode
 from lab.model import Side
-from lab.qtests import ABSENT, Outcome, TestResult
-from lab.vmstate import Finding
+from lab.review import comparison
+from lab.review.comparison import Comparison, Report, Row, compare
+from lab.review.qtests import ABSENT, Outcome, TestResult
+from lab.review.vmstate import Finding
 
 OK = TestResult(Outcome.OK)
 FAILED = TestResult(Outcome.FAILED, "a | b")

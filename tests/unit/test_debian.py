@@ -13,11 +13,12 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from lab import debian, firmware
-from lab import run as process
-from lab.debian import Package, pick_mirror
-from lab.errors import CannotTellError
-from lab.layout import Layout
+from lab.base import process
+from lab.base.errors import CannotTellError
+from lab.base.layout import Layout
+from lab.pair import firmware
+from lab.source import debian
+from lab.source.debian import Package, pick_mirror
 
 _DEBIAN = {"ID": "debian", "VERSION_CODENAME": "trixie", "HOME_URL": "https://www.archive.test/"}
 _APT_GET = r"""#!/bin/sh

@@ -13,13 +13,17 @@ import fake_source
 import pytest
 from rich.console import Console
 
-from lab import accel, build, doctor, firmware, guest, host, toolchain, userfault
-from lab.accel import AccelReport
-from lab.doctor import Finding
-from lab.errors import CannotTellError
-from lab.layout import CHECKOUT, Layout
-from lab.toolchain import Need
-from lab.userfault import UserFault
+from lab.base.errors import CannotTellError
+from lab.base.layout import CHECKOUT, Layout
+from lab.guest import images
+from lab.host import facts, userfault
+from lab.host.userfault import UserFault
+from lab.pair import build, firmware, toolchain
+from lab.pair.toolchain import Need
+from lab.verbs import doctor
+from lab.verbs.doctor import Finding
+from lab.vm import accel
+from lab.vm.accel import AccelReport
 
 
 @pytest.fixture
@@ -122,7 +126,7 @@ def test_userfaultfd_is_really_tried() -> None:
 
 
 def test_little_memory_and_no_disk(monkeypatch: pytest.MonkeyPatch, layout: Layout) -> None:
-    monkeypatch.setattr(host, "memory_bytes", lambda *_: 1 << 30)
+    monkeypatch.setattr(facts, "memory_bytes", lambda *_: 1 << 30)
     usage = shutil.disk_usage("/")._replace(free=1 << 30)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     found = _states(doctor.machine(layout))
@@ -158,7 +162,7 @@ def test_guests_that_take_a_download_are_not_tried(
 
     monkeypatch.setattr(build, "existing", lambda _layout: [SimpleNamespace(qemu=Path("q"))])
     monkeypatch.setattr(firmware, "prepare", lambda _layout: Path("f"))
-    monkeypatch.setattr(guest, "build", make)
+    monkeypatch.setattr(images, "build", make)
     monkeypatch.setattr(
         accel, "probe", lambda _layout, kind, _machine: AccelReport(kind, kind == "tcg", "no")
     )

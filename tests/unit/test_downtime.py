@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lab.channel import Beat
 from lab.measure import downtime
 from lab.measure.downtime import Window
-from lab.monitor import Event
+from lab.vm.agent import Beat
+from lab.vm.monitor import Event
 
 MS = 1_000_000
 

@@ -9,11 +9,12 @@ from pathlib import Path
 import fake_bench
 import pytest
 
-from lab import bench, cli, gate
-from lab.compare import Gate
-from lab.errors import ExitCode, UsageError
-from lab.figures import Bench
-from lab.gate import alarms, changes, condition, differences
+from lab import bench, cli
+from lab.base.errors import ExitCode, UsageError
+from lab.report.changes import Gate
+from lab.results import gate
+from lab.results.figures import Bench
+from lab.results.gate import alarms, changes, condition, differences
 
 WORDS = ("--mechanisms", "gift,precopy", "--ram", "512M", "--repeats", "5")
 

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 from test_page import LINE, SAMPLE, made
 
-from lab import cli, guestperf
-from lab.layout import Layout
+from lab import cli
+from lab.base.layout import Layout
 from lab.measure.timeline import CpuTime, Step
 from lab.model import Outcome, Result
+from lab.report import guestperf
 
 RESULT = Result.model_validate_json(SAMPLE.read_text(encoding="utf-8"))
 LIVE = LINE.model_copy(

@@ -6,8 +6,8 @@ from __future__ import annotations
 import tomllib
 from pathlib import Path
 
-from lab import layout
-from lab.layout import CHECKOUT
+from lab.base import layout
+from lab.base.layout import CHECKOUT
 
 
 def test_the_data_is_where_it_is_looked_for(tmp_path: Path) -> None:

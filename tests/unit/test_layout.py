@@ -9,9 +9,9 @@ from pathlib import Path
 import fake_source
 import pytest
 
-from lab import layout as layouts
-from lab.errors import CannotTellError
-from lab.layout import CHECKOUT, Layout, locked
+from lab.base import layout as layouts
+from lab.base.errors import CannotTellError
+from lab.base.layout import CHECKOUT, Layout, locked
 
 
 def test_the_cache_is_where_xdg_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ def test_a_lock_is_held_by_one_at_a_time(
 def test_a_lock_goes_with_the_process(tmp_path: Path) -> None:
     script = (
         f"import os, sys; sys.path.insert(0, {str(CHECKOUT)!r})\n"
-        "from pathlib import Path\nfrom lab.layout import locked\n"
+        "from pathlib import Path\nfrom lab.base.layout import locked\n"
         f"with locked(Path({str(tmp_path / 'thing')!r})):\n    os._exit(9)\n"
     )
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 9

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from lab import layout
-from lab.layout import abandoned, held, socket_directory
+from lab.base import layout
+from lab.base.layout import abandoned, held, socket_directory
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def old(directory: Path) -> None:
 
 def test_a_killed_runs_directory_goes(base: Path) -> None:
     code = (
-        "import os, signal; from lab.layout import socket_directory\n"
+        "import os, signal; from lab.base.layout import socket_directory\n"
         "with socket_directory() as d:\n"
         "    (d / 'old').mkdir(); print(d, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
     )

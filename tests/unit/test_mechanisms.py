@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from lab.binary import Binary
-from lab.cmdline import Backing
-from lab.errors import PreconditionError, UsageError
+from lab.base.errors import PreconditionError, UsageError
 from lab.mechanisms import MECHANISMS, Copy, Flip, Handover, backing, choose, localhost_block
 from lab.model import Pages
+from lab.vm.binary import Binary
+from lab.vm.cmdline import Backing
 
 STOCK = Binary(
     Path("/q"),

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lab.layout import CHECKOUT
+from lab.base.layout import CHECKOUT
 
 #: What meson gives a test that asks for nothing (s).
 _DEFAULT_S = 30

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lab import guest
-from lab.layout import CHECKOUT, Layout
+from lab.base.layout import CHECKOUT, Layout
+from lab.guest import images
 
 SOURCE = CHECKOUT / "guests" / "micro"
 MULTIBOOT_MAGIC = 0x1BADB002
@@ -28,19 +28,19 @@ for tool in ("cc", "ld", "objcopy"):
         pytest.skip(f"no {tool}", allow_module_level=True)
 
 
-def _build(checkout: Path, cache: Path) -> guest.GuestImage:
+def _build(checkout: Path, cache: Path) -> images.GuestImage:
     def fetch(*_: object) -> dict[str, Path]:
         raise AssertionError("a payload needs no packages")
 
-    return guest.build("micro", Layout(checkout, cache, cache), lambda _text: None, fetch=fetch)
+    return images.build("micro", Layout(checkout, cache, cache), lambda _text: None, fetch=fetch)
 
 
 @pytest.fixture(scope="module")
-def image(tmp_path_factory: pytest.TempPathFactory) -> guest.GuestImage:
+def image(tmp_path_factory: pytest.TempPathFactory) -> images.GuestImage:
     return _build(CHECKOUT, tmp_path_factory.mktemp("cache"))
 
 
-def test_it_is_what_a_multiboot_loader_takes(image: guest.GuestImage) -> None:
+def test_it_is_what_a_multiboot_loader_takes(image: images.GuestImage) -> None:
     content = image.kernel.read_bytes()
     assert content[:4] == b"\x7fELF"
     assert content[4] == ELF32
@@ -52,7 +52,7 @@ def test_it_is_what_a_multiboot_loader_takes(image: guest.GuestImage) -> None:
     assert (image.initrd, image.append, image.packages) == (None, "", {})
 
 
-def test_the_loader_copies_little(image: guest.GuestImage) -> None:
+def test_the_loader_copies_little(image: images.GuestImage) -> None:
     """It copies .bss as well, and where KVM emulates that costs a second for each 100 KiB."""
     content = image.kernel.read_bytes()
     offset, size, count = (
@@ -63,7 +63,7 @@ def test_the_loader_copies_little(image: guest.GuestImage) -> None:
     assert sum(in_memory) < 128 << 10
 
 
-def test_same_sources_same_bits(image: guest.GuestImage, tmp_path: Path) -> None:
+def test_same_sources_same_bits(image: images.GuestImage, tmp_path: Path) -> None:
     shutil.copytree(CHECKOUT / "guests", tmp_path / "checkout" / "guests")
     again = _build(tmp_path / "checkout", tmp_path / "cache")
     assert (again.key, again.sha256s) == (image.key, image.sha256s)

@@ -11,9 +11,9 @@ import pytest
 from fakes import fake_qemu
 from qemu.qmp import QMPClient
 
-from lab.deadline import Deadline, DeadlineError
-from lab.errors import CannotTellError
-from lab.monitor import MonitorError, QmpError, monitor
+from lab.base.deadline import Deadline, DeadlineError
+from lab.base.errors import CannotTellError
+from lab.vm.monitor import MonitorError, QmpError, monitor
 
 
 def fine() -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from lab import naming
-from lab.errors import UsageError
-from lab.layout import CHECKOUT, Layout
+from lab.base.errors import UsageError
+from lab.base.layout import CHECKOUT, Layout
+from lab.source import naming
 
 LAYOUT = Layout(CHECKOUT, CHECKOUT, CHECKOUT)
 

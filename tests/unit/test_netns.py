@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from lab import netns
-from lab.errors import CannotTellError, PreconditionError
-from lab.layout import CHECKOUT
-from lab.netns import HOST, Segment, segment
-from lab.netnschild import hint
+from lab.base.errors import CannotTellError, PreconditionError
+from lab.base.layout import CHECKOUT
+from lab.workloads import netns
+from lab.workloads.netns import HOST, Segment, segment
+from lab.workloads.netnschild import hint
 
 
 @pytest.fixture
@@ -76,8 +76,9 @@ def test_everything_goes_with_the_block(tmp_path: Path) -> None:
 
 def test_a_killed_lab_leaves_no_process(tmp_path: Path) -> None:
     code = (
-        "import os, signal, sys; from pathlib import Path; from lab.netns import segment\n"
-        "from lab.errors import PreconditionError\n"
+        "import os, signal, sys\nfrom pathlib import Path\n"
+        "from lab.workloads.netns import segment\n"
+        "from lab.base.errors import PreconditionError\n"
         "try:\n"
         "    with segment(Path(sys.argv[1])) as lan:\n"
         "        kids = Path('/proc/self/task').glob('*/children')\n"

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lab import options
-from lab.errors import UsageError
+from lab.base.errors import UsageError
 from lab.model import Pages
 
 

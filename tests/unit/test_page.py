@@ -11,10 +11,11 @@ from pathlib import Path
 import fake_bench
 import pytest
 
-from lab import bench, charts, cli, page, reporting
-from lab.figures import Bench
+from lab import bench, cli
 from lab.measure.timeline import Timeline
 from lab.model import Result, Sample
+from lab.report import charts, page, write
+from lab.results.figures import Bench
 
 SAMPLE = Path(__file__).with_name("result.json")
 LINE = Timeline(
@@ -124,7 +125,7 @@ def test_an_upgrade_in_one_file(tmp_path: Path, capsys: pytest.CaptureFixture[st
 def test_an_upgrade_of_an_older_version_has_no_timeline(tmp_path: Path) -> None:
     (tmp_path / "result.json").write_text(SAMPLE.read_text())
     (tmp_path / "6-measure.json").write_text("{}")
-    found = Reader(reporting.write_run(tmp_path).read_text(encoding="utf-8"))
+    found = Reader(write.write_run(tmp_path).read_text(encoding="utf-8"))
     assert "What happened when" not in found.said
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from test_page import LINE, made
 
-from lab import page
+from lab.report import page
 
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not here")

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from lab import pinning
-from lab.layout import Layout
-from lab.pinning import NOT_PINNED, Pins, pinned
+from lab.base.layout import Layout
+from lab.host import pinning
+from lab.host.pinning import NOT_PINNED, Pins, pinned
 
 OLD_HELP = "Usage: tuna\\n-m, --move    Move selected entities"
 NEW_HELP = "commands: isolate, include, move"

@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 from fakes import fake_qemu
 
-from lab import mechanisms, preflight, running
-from lab.binary import Binary
-from lab.errors import PreconditionError, UsageError
-from lab.running import Backend, Running
+from lab import mechanisms
+from lab.base.errors import PreconditionError, UsageError
+from lab.live import look, preflight
+from lab.live.look import Backend, Running
+from lab.vm.binary import Binary
 
 NEW = Binary(
     Path("/new/qemu"),
@@ -56,7 +57,7 @@ def known(monkeypatch: pytest.MonkeyPatch) -> None:
         lambda argv, **_: subprocess.CompletedProcess(argv, 0, said[argv[1]], ""),
     )
     monkeypatch.setattr(preflight.memory, "pss", lambda _pid: 2**31)
-    monkeypatch.setattr(preflight.host, "memory_bytes", lambda _field: 2**32)
+    monkeypatch.setattr(preflight.facts, "memory_bytes", lambda _field: 2**32)
 
 
 def possible(found: Running) -> set[str]:
@@ -106,7 +107,7 @@ def test_only_the_old_qemu_can_start_the_new_one() -> None:
 
 
 def test_memory_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preflight.host, "memory_bytes", lambda _field: 2**30)
+    monkeypatch.setattr(preflight.facts, "memory_bytes", lambda _field: 2**30)
     assert possible(qemu()) == {"flip", "flip-late", "gift", "copy", "postcopy"}
 
 
@@ -116,23 +117,23 @@ def test_every_cost_is_of_a_mechanism() -> None:
 
 def test_options_are_read_as_qemu_reads_them() -> None:
     argv = ("qemu", "-chardev", "socket,id=m,path=/run/m", "--mon", "chardev=m,mode=control")
-    assert running.monitor_of(1, argv) == Path("/run/m")
-    assert running.monitor_of(1, ("qemu", "-qmp", "unix:/run/q,server=on")) == Path("/run/q")
+    assert look.monitor_of(1, argv) == Path("/run/m")
+    assert look.monitor_of(1, ("qemu", "-qmp", "unix:/run/q,server=on")) == Path("/run/q")
     with pytest.raises(PreconditionError, match="no QMP monitor"):
-        running.monitor_of(1, ("qemu", "-monitor", "stdio"))
+        look.monitor_of(1, ("qemu", "-monitor", "stdio"))
 
 
 @pytest.mark.parametrize("what", ["999999999", "/nowhere", "abc"])
 def test_nobody_to_ask(what: str) -> None:
     with pytest.raises(UsageError):
-        running.look(what)
+        look.look(what)
 
 
 def test_a_process_that_is_no_qemu() -> None:
     with subprocess.Popen(["sleep", "100"]) as child:
         try:
             with pytest.raises(UsageError, match="is no QEMU"):
-                running.look(str(child.pid))
+                look.look(str(child.pid))
         finally:
             child.kill()
 
@@ -180,9 +181,9 @@ def test_a_running_one_is_asked_and_nothing_more(
         "-device", "x,id=early", "-device", '{"driver": "x", "id": "gone"}',
         "-drive", "file=b.qcow2",
     )  # fmt: skip
-    monkeypatch.setattr(running, "command_line", lambda _pid: argv)
+    monkeypatch.setattr(look, "command_line", lambda _pid: argv)
     with fake_qemu(sockets / "qmp", answer):
-        found = running.look(str(sockets / "qmp"))
+        found = look.look(str(sockets / "qmp"))
     assert (found.machine, found.accel, found.state) == ("pc-q35-10.0", "tcg", "running")
     assert found.ram == (Backend("pc.ram", 2**30, share=False),)
     assert found.blockers == ("so it is",)

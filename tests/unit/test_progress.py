@@ -8,7 +8,7 @@ import io
 import pytest
 from rich.console import Console
 
-from lab import progress
+from lab.base import progress
 
 
 @pytest.fixture(params=[True, False], ids=["terminal", "plain"])

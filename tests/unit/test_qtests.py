@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from lab import qtests
-from lab.errors import CannotTellError
-from lab.qtests import ABSENT, Bench, Outcome, TestResult, parse
+from lab.base.errors import CannotTellError
+from lab.review import qtests
+from lab.review.qtests import ABSENT, Bench, Outcome, TestResult, parse
 
 TEST = "/x86_64/migration/precopy/unix/plain"
 HEAD = """# random seed: R02Sf1

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from lab.base.record import BUNDLE, Record
 from lab.model import Result, VerdictKind
-from lab.record import BUNDLE, Record
 
 SAMPLE = Path(__file__).with_name("result.json")
 

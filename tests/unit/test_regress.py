@@ -11,18 +11,21 @@ from types import SimpleNamespace
 
 import pytest
 
-from lab import binary, build, firmware, qtests, regress, sources, vmstate
-from lab.binary import Binary
-from lab.errors import ExitCode, PreconditionError, UsageError
-from lab.layout import CHECKOUT, Layout
-from lab.qtests import Bench, Outcome, TestResult
-from lab.regress import RegressOptions
+from lab.base.errors import ExitCode, PreconditionError, UsageError
+from lab.base.layout import CHECKOUT, Layout
+from lab.pair import build, firmware
+from lab.review import qtests, regress, vmstate
+from lab.review.qtests import Bench, Outcome, TestResult
+from lab.review.regress import RegressOptions
+from lab.verbs import regress as verb
+from lab.vm import binary
+from lab.vm.binary import Binary
 
 
 def parsed(*words: str) -> RegressOptions:
     parser = argparse.ArgumentParser()
-    regress.add_arguments(parser)
-    return regress.parse(parser.parse_args(words))
+    verb.add_arguments(parser)
+    return verb.parse(parser.parse_args(words))
 
 
 def test_the_options_have_defaults() -> None:
@@ -98,8 +101,8 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.setattr(build, "driver", lambda _layout, name: Path("/driver") / name)
     monkeypatch.setattr(binary, "inspect", world.inspect)
     monkeypatch.setattr(firmware, "prepare", lambda _layout: Path("/firmware"))
-    monkeypatch.setattr(sources, "resolve", lambda _layout, release: release.name)
-    monkeypatch.setattr(sources, "stock_tree", lambda _layout, source: Path("/tree") / source)
+    monkeypatch.setattr(regress, "resolve", lambda _layout, release: release.name)
+    monkeypatch.setattr(regress, "stock_tree", lambda _layout, source: Path("/tree") / source)
     monkeypatch.setattr(qtests, "stand", world.stand)
     monkeypatch.setattr(vmstate, "dump", world.dump)
     monkeypatch.setattr(vmstate, "check", lambda _tree, source, _destination: "")
@@ -261,10 +264,10 @@ def test_the_verb_says_its_verdict(
 ) -> None:
     monkeypatch.setattr(Layout, "default", lambda: world.layout)
     parser = argparse.ArgumentParser()
-    regress.add_arguments(parser)
-    assert regress.run(parser.parse_args(["--out", str(tmp_path / "there")])) == 0
+    verb.add_arguments(parser)
+    assert verb.run(parser.parse_args(["--out", str(tmp_path / "there")])) == 0
     assert "SAME" in capsys.readouterr().out
     assert len(list((tmp_path / "there").iterdir())) == 1
     world.results["10.0 patched"] = {"/a": [FAILED], "/b": [OK]}
-    assert regress.run(parser.parse_args([])) == 1
+    assert verb.run(parser.parse_args([])) == 1
     assert "DIFFERENT" in capsys.readouterr().out

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 from test_cmdline import OLD, successor
-from test_guest import KERNEL, Mirror
+from test_images import KERNEL, Mirror
 
-from lab import disk, guest, rootfs
-from lab.errors import PreconditionError
-from lab.layout import CHECKOUT, Layout
+from lab.base.errors import PreconditionError
+from lab.base.layout import CHECKOUT, Layout
+from lab.guest import disk, images, rootfs
 from lab.workloads.scripted import told
 
 SBIN = "/usr/sbin:/sbin"
@@ -112,8 +112,8 @@ def test_an_image_has_the_disk_and_its_packages(
     monkeypatch.setattr(rootfs, "build", make)
     monkeypatch.setattr(rootfs, "tools", lambda: ["tool 1"])
 
-    def build() -> guest.GuestImage:
-        return guest.build(
+    def build() -> images.GuestImage:
+        return images.build(
             "debian",
             layout,
             lambda _text: None,

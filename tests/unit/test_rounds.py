@@ -9,7 +9,7 @@ from itertools import pairwise
 import fake_bench
 import pytest
 
-from lab.rounds import order, plan, split
+from lab.results.rounds import order, plan, split
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 6, 7])

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from lab.layout import CHECKOUT
+from lab.base.layout import CHECKOUT
 
 _TOOLS = ("cat", "cp", "env", "flock", "grep", "ls", "mkdir", "readlink", "rm", "sed", "sh")
 _TOOLS += ("sha256sum", "sleep", "tail", "touch")

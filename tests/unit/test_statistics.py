@@ -11,7 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lab.statistics import Estimate, difference, estimate, interval, ratios, resampled_medians
+from lab.results.statistics import (
+    Estimate,
+    difference,
+    estimate,
+    interval,
+    ratios,
+    resampled_medians,
+)
 
 
 def test_nothing_is_not_zero() -> None:

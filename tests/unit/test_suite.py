@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from lab import run as process
-from lab import suite
-from lab.errors import CannotTellError, UsageError
-from lab.layout import CHECKOUT
-from lab.suite import Ran
+from lab.base import process
+from lab.base.errors import CannotTellError, UsageError
+from lab.base.layout import CHECKOUT
+from lab.review import suite
+from lab.review.suite import Ran
 
 REPORT = """<?xml version="1.0"?><testsuite>
 <testcase classname="U" name="tests/x.py:U.test_a"/>

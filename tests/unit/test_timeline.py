@@ -7,11 +7,11 @@ import time
 
 import pytest
 
-from lab.channel import Beat
 from lab.measure.downtime import Window
 from lab.measure.timeline import CpuTime, Timeline, brownout, rates, timeline
 from lab.model import Sample
-from lab.monitor import Event
+from lab.vm.agent import Beat
+from lab.vm.monitor import Event
 
 
 def line(old: list[float], new: list[float], end_ms: float = 100.0) -> Timeline:

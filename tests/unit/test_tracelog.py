@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lab import tracelog
+from lab.vm import tracelog
 
 OLD = "29391@1795451194.760759:runstate_set current_run_state 6 (prelaunch) new_state 9 (running)\n"
 NEW = (

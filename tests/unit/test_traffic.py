@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 
-from lab.deadline import Deadline
+from lab.base.deadline import Deadline
 from lab.measure.downtime import Window
 from lab.workloads import traffic
 from lab.workloads.traffic import Echo, GuestAccount, Seen, Traffic, difference, figures, problems

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lab.layout import CHECKOUT
+from lab.base.layout import CHECKOUT
 
 FILE = CHECKOUT / "Vagrantfile"
 

@@ -11,14 +11,16 @@ from pathlib import Path
 import fake_bench
 import pytest
 
-from lab import bench, checks, cli, figures, rounds, suite
-from lab.checks import Check, Status
-from lab.errors import ExitCode
-from lab.figures import Bench
-from lab.layout import CHECKOUT, Layout
-from lab.patches import Series
-from lab.subject import Side, Subject
-from lab.suite import Ran
+from lab import bench, cli
+from lab.base.errors import ExitCode
+from lab.base.layout import CHECKOUT, Layout
+from lab.results import figures, rounds
+from lab.results.figures import Bench
+from lab.review import checks, suite
+from lab.review.candidate import Side, Subject
+from lab.review.checks import Check, Status
+from lab.review.suite import Ran
+from lab.source.series import Series
 
 SERIES = CHECKOUT / "tests" / "series"
 

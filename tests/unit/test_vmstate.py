@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from lab import vmstate
-from lab.errors import CannotTellError
+from lab.base.errors import CannotTellError
+from lab.review import vmstate
 
 SECTION: dict[str, Any] = {"Name": "x", "version_id": 1, "Description": {"Fields": []}}
 _CHECKER = """

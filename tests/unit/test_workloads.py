@@ -13,13 +13,14 @@ import pytest
 from test_cmdline import OLD
 from test_mechanisms import FLIPS
 
-from lab import guest, workloads
-from lab.cmdline import Machine
-from lab.errors import PreconditionError
-from lab.layout import CHECKOUT, Layout
+from lab import workloads
+from lab.base.errors import PreconditionError
+from lab.base.layout import CHECKOUT, Layout
+from lab.guest import images
 from lab.measure.downtime import Window
 from lab.mechanisms import MECHANISMS, Mechanism, choose
 from lab.model import Findings
+from lab.vm.cmdline import Machine
 from lab.workloads import WORKLOADS, Session, Workload
 from lab.workloads.network import Network, _Running
 from lab.workloads.scripted import Disk
@@ -79,7 +80,7 @@ def test_they_run_together_and_end_last_first(tmp_path: Path) -> None:
 
 
 def test_a_guest_that_cannot() -> None:
-    guests = guest.load_guests(LAYOUT)
+    guests = images.load_guests(LAYOUT)
     workloads.check_guest(WORKLOADS, "debian", guests["debian"])
     workloads.check_guest([Network()], "tiny", guests["tiny"])
     with pytest.raises(PreconditionError, match="disk is not possible in guest tiny: it has no"):

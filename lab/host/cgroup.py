@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A memory cgroup of our own, which holds both QEMUs and nothing else."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+from lab.base.layout import abandoned, held
+
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def cgroup_version() -> str:
+    """Return where a memory group could be made: ``v2``, ``v1`` or ``none``."""
+    if (_CGROUP / "memory" / "memory.limit_in_bytes").exists() or (
+        _CGROUP / "memory/tasks"
+    ).exists():
+        return "v1"
+    with suppress(OSError):
+        offered = (_CGROUP / "cgroup.subtree_control").read_text(encoding="ascii")
+        if "memory" in offered.split():
+            return "v2"
+    return "none"
+
+
+class MemoryGroup:
+    """A memory cgroup that holds both QEMUs and nothing else; its peak is the authority.
+
+    Version 1 and 2 (Documentation/admin-guide/cgroup-v1/memory.rst, cgroup-v2.rst).
+    """
+
+    def __init__(self, path: Path, version: str) -> None:
+        self.path = path
+        self._v1 = version == "v1"
+        self._peak: IO[str] | None = None
+
+    def enter(self, argv: list[str]) -> list[str]:
+        """Return `argv` such that the process is in the group before it becomes QEMU."""
+        return ["sh", "-c", 'echo $$ > "$0" && exec "$@"', str(self.path / "cgroup.procs"), *argv]
+
+    def limit(self, max_bytes: int) -> None:
+        """Let the kernel kill a member rather than let the group use more than `max_bytes`."""
+        name = "memory.limit_in_bytes" if self._v1 else "memory.max"
+        (self.path / name).write_text(str(max_bytes), encoding="ascii")
+
+    def current(self) -> int:
+        """Return what the group uses now (bytes)."""
+        name = "memory.usage_in_bytes" if self._v1 else "memory.current"
+        return int((self.path / name).read_text(encoding="ascii"))
+
+    def reset_peak(self) -> None:
+        """Begin a new peak, where the kernel can; otherwise the peak includes the guest's boot."""
+        if self._v1:
+            (self.path / "memory.max_usage_in_bytes").write_text("0", encoding="ascii")
+            return
+        # Since 6.12 a write resets the peak that is read through the same descriptor.
+        with suppress(OSError):
+            self._peak = (self.path / "memory.peak").open("r+", encoding="ascii", buffering=1)
+            self._peak.write("0")
+            self._peak.flush()
+
+    def peak(self) -> int:
+        """Return the highest usage since the reset (bytes)."""
+        if self._v1:
+            return int((self.path / "memory.max_usage_in_bytes").read_text(encoding="ascii"))
+        if self._peak:
+            self._peak.seek(0)
+            return int(self._peak.read())
+        return int((self.path / "memory.peak").read_text(encoding="ascii"))
+
+    def watch(self) -> Callable[[], tuple[int, int]]:
+        """Begin a peak; what is returned gives usage at the beginning and the peak (bytes)."""
+        before = self.current()
+        self.reset_peak()
+        return lambda: (before, self.peak())
+
+    def remove(self) -> None:
+        """Remove the group; its processes have just been ended and leave it in a moment."""
+        if self._peak:
+            self._peak.close()
+        for _ in range(100):
+            try:
+                self.path.rmdir()
+            except FileNotFoundError:
+                return
+            except OSError:
+                time.sleep(0.01)
+            else:
+                return
+
+
+def groups_directory() -> Path:
+    """Return where the memory groups of this host are."""
+    return _CGROUP / "memory" if cgroup_version() == "v1" else _CGROUP
+
+
+def _kill_members(group: Path) -> None:
+    """End what a killed lab left: a QEMU that another QEMU started does not end with the lab."""
+    with suppress(OSError):
+        for pid in (group / "cgroup.procs").read_text(encoding="ascii").split():
+            os.kill(int(pid), signal.SIGKILL)
+
+
+@contextmanager
+def memory_group() -> Iterator[MemoryGroup | None]:
+    """Make a memory group for the block; None where the user may not or the kernel cannot."""
+    version = cgroup_version()
+    base = groups_directory()
+    path = base / f"pageflip-{secrets.token_hex(6)}"
+    try:
+        if version == "none":
+            raise OSError
+        for stale in abandoned(base, "pageflip-*"):
+            _kill_members(stale)
+            MemoryGroup(stale, version).remove()
+        path.mkdir()
+    except OSError:
+        yield None
+        return
+    group = MemoryGroup(path, version)
+    try:
+        group.current()
+        group.peak()
+    except OSError:  # memory.peak is there from 5.19 on
+        group.remove()
+        yield None
+        return
+    try:
+        with held(path):
+            yield group
+    finally:
+        group.remove()

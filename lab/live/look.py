@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A running QEMU that the lab did not start: what it is and what it has.  Only looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lab.base.deadline import Deadline, DeadlineError
+from lab.base.errors import PreconditionError, UsageError
+from lab.host import facts
+from lab.live import successor
+from lab.live.successor import driver, values
+from lab.vm import binary
+from lab.vm.binary import Binary
+from lab.vm.monitor import Monitor, MonitorError, QmpError, monitor
+
+_CONNECT_S = 5.0
+_ANSWER_S = 10.0
+#: Runs a QMP command with its arguments.
+Ask = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A piece of guest RAM, as query-memdev tells it."""
+
+    name: str
+    size_bytes: int
+    share: bool
+
+
+@dataclass(frozen=True)
+class Running:
+    """What was found out of one."""
+
+    pid: int
+    argv: tuple[str, ...]
+    monitor: Path
+    binary: Binary
+    state: str
+    machine: str
+    accel: str
+    ram: tuple[Backend, ...]
+    blockers: tuple[str, ...]
+    #: Whether the machine shares its other RAM blocks too (aux-ram-share).
+    aux_share: bool
+    #: What is no more as its command line says.
+    changes: tuple[str, ...] = ()
+    cwd: Path = Path("/")
+
+    @property
+    def ram_bytes(self) -> int:
+        """All of guest RAM."""
+        return sum(backend.size_bytes for backend in self.ram)
+
+
+def find(what: str) -> tuple[int, Path]:
+    """Return the process and the monitor's socket of `what`: a process id or that socket.
+
+    Raises UsageError for what is neither, PreconditionError for a QEMU without such a socket.
+    """
+    if what.isdigit():
+        pid = int(what)
+        return pid, monitor_of(pid, command_line(pid))
+    path = Path(what)
+    if not path.is_socket():
+        raise UsageError(
+            f"{what}: is neither a process id nor a socket",
+            hint="name a running QEMU by its process id or by its QMP socket",
+        )
+    return _listener(path), path
+
+
+def command_line(pid: int) -> tuple[str, ...]:
+    """Return a process's command line (proc_pid_cmdline(5)); raise UsageError without one."""
+    try:
+        text = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except FileNotFoundError as error:
+        raise UsageError(f"there is no process {pid}") from error
+    except PermissionError as error:
+        raise PreconditionError(f"process {pid} is another user's", "run as its user") from error
+    argv = tuple(word.decode(errors="replace") for word in text.split(b"\0")[:-1])
+    if not argv or "qemu" not in Path(argv[0]).name:
+        said = argv[0] if argv else "a process of the kernel"
+        raise UsageError(f"process {pid} is no QEMU: {said}")
+    return argv
+
+
+def options(argv: Sequence[str], name: str) -> Iterator[str]:
+    """Return every value of an option, written with one dash or two."""
+    return (
+        value for option, value in successor.pairs(argv) if option == name and value is not None
+    )
+
+
+def monitor_of(pid: int, argv: Sequence[str]) -> Path:
+    """Return the socket of its QMP monitor, as its command line says it."""
+    chardevs = {one.get("id", ""): one for one in map(values, options(argv, "chardev"))}
+    paths = [
+        values(text.removeprefix("unix:"))[""]
+        for text in options(argv, "qmp")
+        if text.startswith("unix:")
+    ]
+    paths += [
+        chardevs.get(one.get("chardev", one.get("", "")), {}).get("path", "")
+        for one in map(values, options(argv, "mon"))
+        if one.get("mode") == "control"
+    ]
+    for path in filter(None, paths):
+        # It may be relative to where QEMU was started.
+        return Path(path) if path.startswith("/") else Path(f"/proc/{pid}/cwd").resolve() / path
+    raise PreconditionError(
+        f"process {pid} has no QMP monitor on a unix socket",
+        hint="only a QEMU that can be talked to can be moved; add one through its human monitor: "
+        "chardev-add socket,id=m,path=/run/m,server=on,wait=off",
+    )
+
+
+def _listener(path: Path) -> int:
+    """Return the process that listens on a socket, without connecting to it."""
+    wanted = f"socket:[{facts.listening_sockets().get(path.absolute())}]"
+    for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
+        with suppress(OSError):
+            if str(descriptor.readlink()) == wanted:
+                return int(descriptor.parts[2])
+    raise UsageError(
+        f"{path}: no process that this user may look at listens there",
+        hint="run as the user of that QEMU, or name the socket as its command line does",
+    )
+
+
+@contextmanager
+def connected(pid: int, path: Path) -> Iterator[Monitor]:
+    """Talk to a QEMU's monitor for as long as the block lasts; raise PreconditionError."""
+
+    def alive() -> None:
+        if not Path(f"/proc/{pid}").exists():
+            raise UsageError(f"process {pid} has ended")
+
+    deadline = Deadline.after(_CONNECT_S, f"the monitor at {path}")
+    try:
+        with monitor("running", path, deadline, alive, lambda _text: None) as qmp:
+            yield qmp
+    except DeadlineError as error:
+        raise PreconditionError(
+            f"{path}: QEMU does not answer within {_CONNECT_S:g} s",
+            hint="it talks to one client at a time: end the other, or give it a second monitor",
+        ) from error
+    except MonitorError as error:
+        raise PreconditionError(f"{path}: {error.message}") from error
+
+
+def look(what: str) -> Running:
+    """Ask a running QEMU what it is; nothing of it is changed.
+
+    Raises UsageError and PreconditionError when there is nobody to ask.
+    """
+    pid, path = find(what)
+    argv = command_line(pid)
+    with connected(pid, path) as qmp:
+
+        def ask(command: str, **arguments: str) -> Any:
+            return qmp.execute(command, arguments, Deadline.after(_ANSWER_S, command))
+
+        def told(path: str, name: str) -> Any:
+            """Return a property, or None where this QEMU has none of that name."""
+            try:
+                return ask("qom-get", path=path, property=name)
+            except QmpError:
+                return None
+
+        schema = ask("query-qmp-schema")
+        version = ask("query-version")["qemu"]
+        found = binary.told_by_itself(
+            Path(f"/proc/{pid}/exe").readlink(),
+            f"{version['major']}.{version['minor']}.{version['micro']}",
+            schema,
+            frozenset(command["name"] for command in ask("query-commands")),
+        )
+        # What a guest shares with others through a device is no RAM of its own.
+        windows = {
+            values(text).get("memdev")
+            for text in options(argv, "device")
+            if driver(text).startswith("ivshmem")
+        }
+        backends = tuple(
+            Backend(one.get("id", "ram"), int(one["size"]), bool(one["share"]))
+            for one in ask("query-memdev")
+            if one.get("id") not in windows
+        )
+        return Running(
+            pid=pid,
+            argv=argv,
+            monitor=path,
+            binary=found,
+            state=str(ask("query-status")["status"]),
+            machine=str(told("/machine", "type") or "").removesuffix("-machine"),
+            accel="kvm" if ask("query-kvm")["enabled"] else "tcg",
+            ram=backends,
+            blockers=tuple(ask("query-migrate").get("blocked-reasons", ())),
+            aux_share=bool(told("/machine", "aux-ram-share")),
+            changes=tuple(_changes(argv, ask, told)),
+            cwd=Path(f"/proc/{pid}/cwd").readlink(),
+        )
+
+
+def _changes(argv: Sequence[str], ask: Ask, told: Callable[[str, str], Any]) -> Iterator[str]:
+    """Yield what was plugged in, taken out or exchanged since QEMU was started."""
+    named = {successor.identifier(text) for text in options(argv, "device")} - {""}
+    there = {one["name"] for one in ask("qom-list", path="/machine/peripheral")} - {"type"}
+    for name in sorted(named - there):
+        yield f"device {name} was taken out while the guest ran"
+    for place in ("/machine/peripheral", "/machine/peripheral-anon"):
+        for one in ask("qom-list", path=place):
+            path = f"{place}/{one['name']}"
+            if one["type"].startswith("child<") and told(path, "hotplugged"):
+                yield f"device {one['name']} was plugged in while the guest ran"
+    for disk in ask("query-block"):
+        image = disk.get("inserted", {}).get("image", {}).get("filename", "")
+        # One of several layers, or of another protocol, is told as JSON or an URL.
+        if image.startswith("/") and not any(Path(image).name in word for word in argv):
+            yield f"the image of {disk.get('device') or disk.get('qdev')} is {image} by now"

@@ -1,0 +1,284 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""``pageflip upgrade --pid``: upgrade QEMUs that the lab did not start, for real.
+
+There is no agent of ours in such a guest: what it has in its memory cannot be checked here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import Field
+
+from lab import mechanisms
+from lab.base import process
+from lab.base.deadline import Deadline, DeadlineError
+from lab.base.errors import CannotTellError, LabError, PreconditionError
+from lab.base.layout import Layout, socket_directory
+from lab.base.progress import note
+from lab.base.record import Record, write_whole
+from lab.live import aside, look, preflight
+from lab.live.look import Running
+from lab.live.preflight import Preflight
+from lab.live.successor import Successor
+from lab.measure import downtime, memory
+from lab.mechanisms import Mechanism
+from lab.mechanisms.move import upgrade
+from lab.model import Model, Outcome
+from lab.vm.binary import Binary
+from lab.vm.qemu import Qemu, VmFactory, factory
+
+_QUIT_S = 30.0
+
+
+class Moved(Model):
+    """What became of one of them."""
+
+    pid: int
+    new_pid: int = Field(description="0 where there is none")
+    outcome: Outcome
+    failure: str = Field(description="why, when it did not move; empty when it did")
+    mechanism: str
+    old_version: str
+    new_version: str
+    monitor: str = Field(description="the QMP socket, of both")
+    pause_ms: float | None = Field(description="STOP to RESUME")
+    total_ms: float
+    memory_ratio: float | None = Field(description="peak of both QEMUs' PSS to before")
+    run_directory: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One QEMU, what was found out of it, and what is to be done with it."""
+
+    found: Running
+    seen: Preflight
+    mechanism: Mechanism
+    successor: Successor
+
+
+@dataclass(frozen=True)
+class Invocation:
+    """A successor's command line (lab.vm.cmdline.Invocation)."""
+
+    words: tuple[str, ...]
+    sockets: Path
+    qmp: Path
+    descriptors: tuple[int, ...] = ()
+    incoming: tuple[str, ...] = ()
+
+    def argv(self) -> list[str]:
+        """Return its command line."""
+        return [*self.words, *(word for one in self.incoming for word in ("-incoming", one))]
+
+
+def plan(what: str, new: Binary, wanted: str) -> Plan:
+    """Look at a QEMU; raise PreconditionError with every reason when it cannot be upgraded."""
+    found = look.look(what)
+    seen = preflight.examine(found, new)
+    chosen = mechanisms.named(seen.best or seen.ways[0].mechanism if wanted == "auto" else wanted)
+    assert chosen is not None
+    way = next(one for one in seen.ways if one.mechanism == chosen.name)
+    reasons = list(way.reasons)
+    if chosen.in_place:
+        reasons.append("it is for guests of the lab's own: nothing could be put aside for it")
+    if found.state != "running":
+        reasons.append(f"the guest is {found.state}; let it run first")
+    if reasons:
+        raise PreconditionError(
+            f"process {found.pid} cannot be upgraded by {way.mechanism}: {'; '.join(reasons)}",
+            hint=f"all ways: ./pageflip preflight {what} --new {new.path}",
+        )
+    return Plan(found, seen, chosen, preflight.successor(found, new))
+
+
+class Mover:
+    """Upgrades QEMUs one by one, or some at once, and stops at the first that does not move."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+        self._stop = threading.Event()
+        self._on_their_way: set[Qemu] = set()
+
+    def all(self, plans: Sequence[Plan], at_once: int) -> list[Moved]:
+        """Upgrade all of them; what was not begun is not in the answer."""
+        with ThreadPoolExecutor(at_once) as pool:
+            try:
+                found = list(pool.map(self._next, plans))
+            except KeyboardInterrupt:  # those on their way go back, and no other one is begun
+                self._stop.set()
+                for qemu in list(self._on_their_way):
+                    with suppress(LabError):
+                        qemu.monitor.execute("migrate_cancel")
+                raise
+        return [one for one in found if one]
+
+    def _next(self, plan: Plan) -> Moved | None:
+        if self._stop.is_set():
+            return None
+        try:
+            moved = self.one(plan)
+        except BaseException:
+            self._stop.set()
+            raise
+        if moved.outcome is not Outcome.UPGRADED:
+            self._stop.set()
+        _tell(moved)
+        return moved
+
+    def one(self, plan: Plan) -> Moved:
+        """Upgrade one, and leave whoever has the guest then in peace."""
+        found, made = plan.found, plan.successor
+        record = Record(self._layout.new_run("live-"))
+        record.write("preflight", plan.seen.model_dump(mode="json"))
+        with ExitStack() as stack:
+            sockets = stack.enter_context(socket_directory())
+            os.chown(sockets, *_owner(found.pid))
+            start = stack.enter_context(factory(record.directory, None))
+            command = Invocation(found.argv, sockets, found.monitor)
+            old = Qemu("old", command, process.Foreign(found.pid), record.directory / "old.log")
+            start.connect(old)
+            taps = stack.enter_context(aside.descriptors(found.pid, made.taps))
+            files = stack.enter_context(aside.aside(made.files))
+            new, keep = stack.enter_context(_successor(plan, record, sockets, taps))
+            self._on_their_way.add(old)
+            try:
+                result = _move(start, plan, old, new, record)
+            finally:
+                self._on_their_way.discard(old)
+            if result.outcome is Outcome.UPGRADED:
+                keep()
+                files.keep()
+                _quit(old)
+            elif result.outcome is Outcome.ROLLED_BACK:
+                _wait_ended(new)
+            else:
+                keep()
+                files.leave()
+        if result.outcome is Outcome.UPGRADED:
+            _verify(result)
+        return result
+
+
+@contextmanager
+def _successor(
+    plan: Plan, record: Record, sockets: Path, taps: Sequence[int]
+) -> Iterator[tuple[Qemu, Callable[[], None]]]:
+    """Have the new QEMU, or the promise of one, and what is called for it to stay."""
+    found, log = plan.found, record.directory / "new.log"
+    command = Invocation(
+        tuple(plan.successor.with_descriptors(taps)), sockets, found.monitor, tuple(taps)
+    )
+    command = dataclasses.replace(command, incoming=plan.mechanism.incoming(command))
+    record.write("new", {"argv": command.argv()})
+    if plan.mechanism.inherits:
+        helpers = set(process.children(found.pid))
+        yield Qemu("new", command, process.ChildOf(found.pid, helpers), log), lambda: None
+        return
+    argv = [*_as_user(found.pid), *command.argv()]
+    umask = int(_status(found.pid, "Umask"), base=8)
+    with process.lent(argv, log=log, cwd=found.cwd, umask=umask) as lent:
+        yield Qemu("new", command, lent.process, log), lent.keep
+
+
+def _owner(pid: int) -> tuple[int, int]:
+    status = Path(f"/proc/{pid}").stat()
+    return status.st_uid, status.st_gid
+
+
+def _status(pid: int, name: str) -> str:
+    """Return a field of a process's status (proc_pid_status(5))."""
+    told = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
+    return told.partition(f"\n{name}:")[2].partition("\n")[0].strip()
+
+
+def _as_user(pid: int) -> list[str]:
+    """Return what goes before a command for it to run as the user of process `pid`."""
+    user, group = _owner(pid)
+    if user == os.geteuid():
+        return []
+    groups = _status(pid, "Groups").split()
+    more = ["--groups", ",".join(groups)] if groups else ["--clear-groups"]
+    return ["setpriv", "--reuid", str(user), "--regid", str(group), *more, "--"]
+
+
+def _move(start: VmFactory, plan: Plan, old: Qemu, new: Qemu, record: Record) -> Moved:
+    """Move the guest, and say what became of it."""
+    with memory.sampled(old, new, considerate=True) as sampler:
+        moved = upgrade(start, old, new, plan.mechanism)
+    record.write("upgrade", moved.record())
+    used = memory.summarise(plan.seen.used_bytes, sampler.samples, 0, None)
+    result = Moved(
+        pid=plan.found.pid,
+        new_pid=new.pid if not new.dead else 0,
+        outcome=moved.outcome,
+        failure=moved.failure,
+        mechanism=plan.mechanism.name,
+        old_version=plan.seen.version,
+        new_version=plan.seen.new_version,
+        monitor=str(plan.found.monitor),
+        pause_ms=downtime.qmp_pause_ms(old.events, new.events),
+        total_ms=moved.window.ms,
+        memory_ratio=used.ratio if used.samples > 1 else None,
+        run_directory=str(record.directory),
+    )
+    write_whole(record.directory / "moved.json", result.model_dump_json(indent=2) + "\n")
+    return result
+
+
+def _quit(old: Qemu) -> None:
+    """End the old QEMU, which has nothing of the guest any more."""
+    with suppress(LabError):
+        old.monitor.execute("quit")
+    if not _wait_ended(old):
+        note(f"the old QEMU, process {old.pid}, does not end, and is killed")
+        os.kill(old.pid, signal.SIGKILL)
+        _wait_ended(old)
+
+
+def _wait_ended(qemu: Qemu) -> bool:
+    """Return whether it ended in time."""
+    try:
+        for _ in Deadline.after(_QUIT_S, "QEMU ends").poll(0.01):
+            if qemu.dead:
+                break
+    except DeadlineError:
+        return False
+    return True
+
+
+def _verify(moved: Moved) -> None:
+    """Raise CannotTellError unless management reaches the new QEMU where the old one was."""
+    there = look.look(moved.monitor)
+    if (there.pid, there.binary.version) != (moved.new_pid, moved.new_version):
+        raise CannotTellError(
+            f"process {moved.pid} has been upgraded, but {moved.monitor} is answered by process "
+            f"{there.pid}, QEMU {there.binary.version}, and not by {moved.new_pid}",
+            hint=f"everything that was done: {moved.run_directory}",
+        )
+
+
+def _tell(moved: Moved) -> None:
+    """Say what became of one of them."""
+    if moved.outcome is Outcome.UPGRADED:
+        pause = "" if moved.pause_ms is None else f", stood still for {moved.pause_ms:.1f} ms"
+        ratio = "" if moved.memory_ratio is None else f", memory {moved.memory_ratio:.2f}"
+        note(
+            f"process {moved.pid}, QEMU {moved.old_version}, is process {moved.new_pid}, QEMU "
+            f"{moved.new_version}, by {moved.mechanism}{pause}{ratio}"
+        )
+        return
+    where = {
+        Outcome.ROLLED_BACK: "its guest goes on there, as if nothing had been",
+        Outcome.DOUBLED: f"and process {moved.new_pid} BOTH run the guest: stop one of them",
+    }.get(moved.outcome, f"nobody runs its guest; process {moved.new_pid} may have it, stopped")
+    note(f"process {moved.pid} was not upgraded; {where}: {moved.failure}")

@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Which ways there are to upgrade a running QEMU, and what each would cost.
+
+It reads, and changes nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from pydantic import Field
+
+from lab import mechanisms
+from lab.base import process
+from lab.host import facts
+from lab.live import successor as derived
+from lab.live.look import Running, options
+from lab.live.successor import Successor
+from lab.measure import memory
+from lab.mechanisms import Mechanism
+from lab.model import Model
+from lab.vm.binary import Binary
+from lab.vm.cmdline import Backing
+
+_MIB = 2**20
+#: What a second QEMU needs for itself (bytes); see docs/measuring.md.
+_SECOND = 64 * _MIB
+#: Pause without and with memory that has to move (ms, and ms per GiB of it), and the same of the
+#: whole; medians of docs/measuring.md, rounded: two cores, TCG, a guest that writes nothing.
+_COSTS: dict[str, tuple[float, float, float, float]] = {
+    "flip": (36, 0, 160, 0),
+    "flip-late": (84, 0, 131, 0),
+    "gift": (30, 170, 40, 170),
+    "handover": (27, 0, 72, 0),
+    "cpr-transfer": (38, 0, 73, 0),
+    "postcopy": (89, 0, 100, 1250),
+    "stop-copy": (40, 3200, 40, 3200),
+}
+_BASIS = "docs/measuring.md: QEMU 10.0 to 10.2 on two cores under TCG, a guest that writes nothing"
+
+
+class Way(Model):
+    """One mechanism, for this QEMU."""
+
+    mechanism: str
+    possible: bool
+    reasons: list[str] = Field(description="why not; empty when it is")
+    extra_bytes: int = Field(description="memory needed beside what is used now")
+    pause_ms: float | None = Field(description="predicted, as seen from outside")
+    total_ms: float | None = Field(description="predicted")
+
+
+class Preflight(Model):
+    """Everything that was found out."""
+
+    pid: int
+    monitor: str
+    version: str
+    machine: str
+    accel: str
+    state: str
+    ram_bytes: int
+    used_bytes: int = Field(description="PSS of the process")
+    shared: bool = Field(description="whether guest RAM is shared memory")
+    blockers: list[str]
+    new: str
+    new_version: str
+    available_bytes: int
+    ways: list[Way]
+    best: str | None
+    basis: str
+    new_argv: list[str] = Field(description="without -incoming: that is the mechanism's own")
+    remarks: list[str]
+
+
+def examine(found: Running, new: Binary) -> Preflight:
+    """Say of every mechanism whether it is possible, and why not."""
+    used, free = memory.pss(found.pid), facts.memory_bytes("MemAvailable")
+    made = successor(found, new)
+    never = [*lacks(new, found), *found.changes, *made.refusals]
+    ways = [
+        _way(one, found, new, used, free, [*never, *_start_reasons(one, found, made)])
+        for one in mechanisms.MECHANISMS
+    ]
+    return Preflight(
+        pid=found.pid,
+        monitor=str(found.monitor),
+        version=found.binary.version,
+        machine=found.machine,
+        accel=found.accel,
+        state=found.state,
+        ram_bytes=found.ram_bytes,
+        used_bytes=used,
+        shared=all(backend.share for backend in found.ram),
+        blockers=list(found.blockers),
+        new=str(new.path),
+        new_version=new.version,
+        available_bytes=free,
+        ways=ways,
+        best=_best(ways, found),
+        basis=_BASIS,
+        new_argv=made.argv,
+        remarks=made.remarks,
+    )
+
+
+def _best(ways: list[Way], found: Running) -> str | None:
+    """Return the best way that is possible; shared memory is handed over without a copy."""
+    possible = [way.mechanism for way in ways if way.possible]
+    if "handover" in possible and any(backend.share for backend in found.ram):
+        return "handover"
+    return next(iter(possible), None)
+
+
+def successor(found: Running, new: Binary) -> Successor:
+    """Return how the new QEMU would have to be started."""
+    return derived.successor(found.argv, new.path, found.machine, found.cwd)
+
+
+def lacks(new: Binary, found: Running) -> Iterator[str]:
+    """Yield what the running QEMU has and the new one does not: devices, the machine type."""
+    for what, wanted in (
+        ("device", {derived.driver(text) for text in options(found.argv, "device")}),
+        ("machine", {found.machine}),
+    ):
+        said = process.run([new.path, f"-{what}", "help"], check=False).stdout
+        known = set(re.findall(r'name "([^"]+)"|^(\S+)', said, re.MULTILINE))
+        names = {name for pair in known for name in pair if name}
+        for name in sorted(wanted - names - {""}):
+            yield f"the new QEMU has no {what} {name}"
+
+
+def _way(
+    mechanism: Mechanism, found: Running, new: Binary, used: int, free: int, others: list[str]
+) -> Way:
+    extra = _SECOND + (used if mechanism.doubles else 0)
+    reasons = [
+        *filter(None, [mechanism.missing(found.binary, new)]),
+        *others,
+        *(f"blocked: {reason}" for reason in found.blockers),
+        *_memory_reasons(mechanism, found),
+    ]
+    if extra > free:
+        reasons.append(f"needs {extra // _MIB} MiB more; {free // _MIB} MiB are available")
+    if found.state not in {"running", "paused"}:
+        reasons.append(f"the guest is neither running nor paused, but {found.state}")
+    pause, total = None, None
+    if cost := _COSTS.get(mechanism.name):
+        gib = used / 2**30
+        pause, total = cost[0] + cost[1] * gib, cost[2] + cost[3] * gib
+    return Way(
+        mechanism=mechanism.name,
+        possible=not reasons,
+        reasons=reasons,
+        extra_bytes=extra,
+        pause_ms=pause,
+        total_ms=total,
+    )
+
+
+def _start_reasons(mechanism: Mechanism, found: Running, made: Successor) -> Iterator[str]:
+    """Yield why a mechanism cannot have the new QEMU started as it has to be."""
+    if not mechanism.inherits:
+        yield from made.only_child
+    elif made.taps and (lacking := mechanism.missing_for_descriptors(found.binary)):
+        yield lacking
+
+
+def _memory_reasons(mechanism: Mechanism, found: Running) -> Iterator[str]:
+    """Yield why a mechanism does not fit what guest RAM is made of."""
+    shared = [backend.name for backend in found.ram if backend.share]
+    private = [backend.name for backend in found.ram if not backend.share]
+    wants = mechanism.backing
+    if wants in {Backing.SHARED, Backing.MEMFD, Backing.FILE} and private:
+        yield f"guest RAM is private ({', '.join(private)}); it was not started with share=on"
+    if wants is Backing.SHARED and not found.aux_share and not private:
+        yield "the machine was not started with aux-ram-share=on"
+    if wants is Backing.FILE and not _has_files(found):
+        yield "guest RAM is in no file that another QEMU could open"
+    if mechanism.inherits and shared and not private:
+        yield "guest RAM is shared memory; take handover"
+
+
+def _has_files(found: Running) -> bool:
+    return any("memory-backend-file" in text for text in options(found.argv, "object"))

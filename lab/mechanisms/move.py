@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The upgrade itself: start the new QEMU, move the guest, see where it ended up."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from lab.base.deadline import Deadline, DeadlineError
+from lab.base.errors import CannotTellError
+from lab.measure.downtime import Window
+from lab.mechanisms import Mechanism
+from lab.model import Outcome
+from lab.vm.monitor import MonitorError, QmpError
+from lab.vm.qemu import Qemu, VmDiedError, VmFactory
+
+_COMPLETE_S = 300.0
+#: Postcopy does not fail, it waits for somebody who mends the connection; nobody does here.
+_FINAL = {"completed", "failed", "cancelled", "postcopy-paused"}
+#: How long a side may take to notice that the other one is gone (s).
+_SETTLE_S = 60.0
+#: And how long it takes to be gone when its monitor is (s).
+_GONE_S = 2.0
+
+
+Q = TypeVar("Q", bound=Qemu)
+
+
+@dataclass
+class Upgrade(Generic[Q]):
+    """What happened.  Times are on the host's monotonic clock (ns)."""
+
+    new: Q
+    start_ns: int = 0
+    end_ns: int = 0
+    new_start_ms: float | None = None
+    failure: str = ""
+    outcome: Outcome = Outcome.LOST
+    old_info: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def window(self) -> Window:
+        """When it was."""
+        return Window(self.start_ns, self.end_ns)
+
+    @property
+    def survivor_is_new(self) -> bool:
+        """Whether the guest now runs under the new QEMU."""
+        return self.outcome is Outcome.UPGRADED
+
+    def survivor(self, old: Q) -> Q | None:
+        """Return the one QEMU that the guest can be asked in; None when there is not just one."""
+        if self.outcome in {Outcome.LOST, Outcome.DOUBLED}:
+            return None
+        return self.new if self.survivor_is_new else old
+
+    def lose(self, why: str) -> None:
+        """Take it that a guest that no longer answers is lost, whatever QEMU says of it."""
+        self.outcome = Outcome.LOST
+        self.failure = "; ".join(filter(None, (self.failure, why)))
+
+    def record(self) -> dict[str, Any]:
+        """Return it for the run directory."""
+        return {
+            "failure": self.failure,
+            "outcome": self.outcome,
+            "query_migrate": self.old_info,
+        }
+
+
+#: What a test does to the two QEMUs (old, new) as soon as the move has begun.
+Interfere = Callable[[Q, Q], None]
+
+
+def upgrade(
+    factory: VmFactory,
+    old: Q,
+    new: Q,
+    mechanism: Mechanism,
+    interfere: Interfere[Q] | None = None,
+) -> Upgrade[Q]:
+    """Move the guest of `old` to `new`, which has just been started.
+
+    A failed move is told by the returned ``failure`` and ``outcome``, not by an exception: it is
+    what the lab is there to find.
+    """
+    begun = time.monotonic_ns()
+    result = Upgrade(new)
+    try:
+        if mechanism.monitor_first:
+            factory.connect(new)
+            result.new_start_ms = (time.monotonic_ns() - begun) / 1e6
+        mechanism.prepare(old, new)
+        old.read_cpu()
+        result.start_ns = time.monotonic_ns()
+        mechanism.go(old, new)
+        if interfere:
+            interfere(old, new)
+        if not mechanism.monitor_first:
+            factory.connect(new, lambda: _alive(old, new))
+        # A QEMU that has become another one says nothing any more.
+        _wait_completed(*([new] if mechanism.in_place else [old, new]))
+        if not mechanism.resumes:
+            new.monitor.execute("cont")
+    except (QmpError, MonitorError, VmDiedError, DeadlineError) as error:
+        result.failure = _why(old, error)
+        _reach(factory, new)
+        result.start_ns = result.start_ns or begun
+    result.end_ns = time.monotonic_ns()
+    old.read_cpu()
+    result.outcome = _settle(old, new, bool(result.failure))
+    if result.outcome is Outcome.LOST and not result.failure and not new.dead:
+        said = "; ".join(filter(None, (new.said(), old.said())))
+        result.failure = f"the new QEMU has the guest, which is {new.state()} there; said: {said}"
+    result.old_info = _migrate_info(old)
+    return result
+
+
+def _reach(factory: VmFactory, new: Qemu) -> None:
+    """Connect to the new QEMU: it may have the guest although nobody can tell any more."""
+    if new.pid and not hasattr(new, "monitor"):
+        with suppress(MonitorError, VmDiedError, DeadlineError):
+            factory.connect(new)
+
+
+def _alive(old: Qemu, new: Qemu) -> None:
+    """Raise when there is no new QEMU any more, or when the old one has given it up."""
+    event = old.monitor.last("MIGRATION")
+    if event and event.data["status"] in {"failed", "cancelled"}:
+        raise QmpError(f"the old QEMU says that the migration {event.data['status']}")
+    old.alive()
+    new.alive()
+
+
+def _wait_completed(*vms: Qemu) -> None:
+    """Wait until all sides say so; raise QmpError with QEMU's reason when one has failed."""
+    deadline = Deadline.after(_COMPLETE_S, "the upgrade is complete on both sides")
+    for vm in vms:
+        status = ""
+        for _ in deadline.poll(0.002):
+            event = vm.monitor.last("MIGRATION")
+            status = event.data["status"] if event else _migrate_info(vm).get("status", "")
+            if status in _FINAL:
+                break
+            for one in vms:
+                one.alive()
+        if status != "completed":
+            raise QmpError(f"the {vm.name} QEMU says that the migration {status}")
+
+
+def _why(old: Qemu, error: CannotTellError) -> str:
+    """Return the reason with what the old QEMU says of it, once it has noticed."""
+    deadline = Deadline.after(_SETTLE_S, "the old QEMU notices that the upgrade failed")
+    text = ""
+    try:
+        for _ in deadline.poll(0.05):
+            info = old.monitor.execute("query-migrate")
+            cancelled = info.get("status") == "cancelled"
+            text = info.get("error-desc", "it was cancelled" if cancelled else "")
+            if info.get("status", "none") in {*_FINAL, "none"}:
+                break
+    except (MonitorError, QmpError, DeadlineError):
+        return "; ".join(dict.fromkeys((error.message, *_end_of(old))))
+    return f"{error.message}; the old QEMU says: {text}" if text else error.message
+
+
+def _end_of(qemu: Qemu) -> Iterator[str]:
+    """Yield how a QEMU ended; one that is killed lets go of its sockets before it is gone."""
+    deadline = Deadline.after(_GONE_S, "QEMU is gone")
+    while not deadline.expired:
+        try:
+            qemu.alive()
+        except VmDiedError as error:
+            yield error.message
+            return
+        time.sleep(0.01)
+
+
+def _migrate_info(vm: Qemu) -> Mapping[str, Any]:
+    try:
+        info: Mapping[str, Any] = vm.monitor.execute("query-migrate")
+    except (AttributeError, MonitorError, QmpError, DeadlineError):
+        return {}
+    return info
+
+
+def _settle(old: Qemu, new: Qemu, failed: bool) -> Outcome:
+    """Find out which QEMU runs the guest, giving a rollback a moment to finish."""
+    deadline = Deadline.after(_SETTLE_S if failed else 5.0, "exactly one QEMU runs the guest")
+    while True:
+        states = old.state(), new.state()
+        where = {
+            (True, False): Outcome.ROLLED_BACK,
+            (False, True): Outcome.UPGRADED,
+            (True, True): Outcome.DOUBLED,
+            (False, False): Outcome.LOST,
+        }[states[0] == "running", states[1] == "running"]
+        gone = (old.dead or states[0] == "postmigrate") and new.dead
+        if where is not Outcome.LOST or deadline.expired or gone:
+            return where
+        time.sleep(0.01)

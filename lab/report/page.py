@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""``report.html``: one file with everything in it, of a bench or of a single upgrade."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import jinja2
+import plotly.graph_objects as go
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from lab.measure.timeline import Timeline
+from lab.model import Result, VerdictKind
+from lab.report import charts, screen, tables
+from lab.report.tables import TITLES, digits
+from lab.results.figures import Bench, Run
+
+#: A cell of a table: what it says, and in small print below what else.
+Cell = tuple[str, str]
+_MIB = 2**20
+#: What has a chart of its own beside the pause: its unit, and whether it spans orders of magnitude.
+_CHARTS = {"total_ms": ("ms", True), "memory_ratio": ("", False), "brownout_ms": ("ms", False)}
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page."""
+
+    title: str = ""
+    text: Sequence[str] = ()
+    heading: Sequence[str] = ()
+    body: Sequence[Sequence[Cell]] = ()
+    charts: Sequence[Markup] = field(default=())
+
+
+def of_bench(bench: Bench, lines: dict[str, Timeline]) -> str:
+    """Return the page of a bench; `lines` are timelines of runs by their directory's name."""
+    failed = sum(row.failed for row in bench.summary)
+    verdict = f"{failed} runs failed" if failed else "every guest was whole after every run"
+    return _page(
+        f"Bench of {bench.started}",
+        verdict if bench.runs else "nothing was measured",
+        passed=bool(bench.runs) and not failed,
+        sections=list(_bench_sections(bench, lines)),
+        remarks=[*tables.remarks(bench), *tables.circumstances(bench)],
+        command=bench.command,
+    )
+
+
+def _bench_sections(bench: Bench, lines: dict[str, Timeline]) -> Iterator[Section]:
+    for load, rows in tables.by_load(bench):
+        yield Section(
+            tables.load_title(bench, load),
+            heading=["mechanism", "runs", *TITLES.values(), *tables.ratio_titles(bench)],
+            body=[
+                [(row.mechanism, ""), (tables.runs(row), ""), *tables.cells(row)] for row in rows
+            ],
+            charts=[
+                _html(charts.pauses(rows)),
+                *(
+                    _html(charts.one_figure(rows, name, TITLES[name], unit, log=log))
+                    for name, (unit, log) in _CHARTS.items()
+                ),
+            ],
+        )
+    for axis in tables.what_differs(bench.summary):
+        yield Section(
+            f"Pause against {charts.AXES[axis].name}",
+            charts=[_html(chart) for chart in charts.scaling(bench.summary, axis)],
+        )
+    for run in typical(bench):
+        if line := lines.get(run.run_directory):
+            yield Section(
+                f"One run: {run.mechanism}, {bench.request.words(run.load)}, round {run.round}",
+                text=[f"Of those measured, the one with the median pause. {run.run_directory}"],
+                charts=[_html(charts.timeline(line))],
+            )
+
+
+def typical(bench: Bench) -> Iterator[Run]:
+    """Yield for each mechanism the run of median pause under the largest load."""
+    largest = max((row.load for row in bench.summary), default=None)
+    there = [
+        run
+        for run in bench.runs
+        if run.load == largest and run.round and run.figures.pause_outside_ms is not None
+    ]
+    for row in bench.summary:
+        mine = [run for run in there if run.case == row.case]
+        if mine:
+            low = statistics.median_low([run.figures.pause_outside_ms or 0.0 for run in mine])
+            yield next(run for run in mine if run.figures.pause_outside_ms == low)
+
+
+def of_run(result: Result, line: Timeline | None) -> str:
+    """Return the page of a single upgrade."""
+    parts = charts.phases(result.phases_ms)
+    sections = [Section(body=[[(name, ""), (text, "")] for name, text in screen.rows(result)])]
+    if line:
+        sections.append(Section("What happened when", charts=[_html(charts.timeline(line))]))
+    if parts:
+        sections.append(Section("Parts of the upgrade", charts=[_html(parts)]))
+    return _page(
+        f"{result.guest} guest, {result.ram_bytes // _MIB} MiB, by {result.mechanism}: "
+        f"QEMU {result.old.version} to {result.new.version}",
+        f"{result.verdict.upper()}: {result.outcome}",
+        passed=result.verdict is VerdictKind.PASS,
+        reasons=result.reasons,
+        sections=sections,
+        remarks=[
+            *result.notes,
+            f"host: {result.host.cpu}, {result.host.cores} cores, {result.host.distribution}, "
+            f"kernel {result.host.kernel}",
+            f"limits: pause {digits(result.limits.pause_ms)} ms, memory "
+            f"{digits(result.limits.memory_ratio)} times what it was before",
+        ],
+        command=result.reproduce,
+    )
+
+
+def _html(figure: go.Figure) -> Markup:
+    text = figure.to_html(
+        full_html=False,
+        include_plotlyjs=False,
+        config={"responsive": True, "displayModeBar": False},
+    )
+    return Markup(text)  # noqa: S704 -- plotly's own markup
+
+
+def _page(
+    title: str,
+    verdict: str,
+    *,
+    passed: bool,
+    sections: Sequence[Section],
+    remarks: Sequence[str],
+    command: str,
+    reasons: Sequence[str] = (),
+) -> str:
+    loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
+    template = jinja2.Environment(loader=loader, autoescape=True).get_template("report.html")
+    return template.render(
+        title=title,
+        verdict=verdict,
+        passed=passed,
+        reasons=reasons,
+        sections=sections,
+        remarks=remarks,
+        command=command,
+        plotly_js=Markup(get_plotlyjs()),  # noqa: S704 -- the library itself
+    )

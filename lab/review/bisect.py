@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Which patch of a series makes a figure worse, a guest ill, or the build fail.
+
+State 0 is the base, state N the base with the first N patches.  Each is measured against the base
+in the same rounds of a bench of its own: a figure of yesterday's says nothing on a noisy host.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import shutil
+from dataclasses import dataclass, field
+
+from pydantic import Field
+
+from lab import bench
+from lab.base.errors import CannotTellError
+from lab.base.progress import note, overall
+from lab.base.record import write_whole
+from lab.model import Model
+from lab.pair import build
+from lab.results.figures import Bench
+from lab.results.gate import Condition
+from lab.results.statistics import Estimate
+from lab.review import checks
+from lab.review.candidate import Subject
+from lab.review.halves import Verdict, first_bad
+from lab.source.series import Series, load_series
+
+#: What may be asked for besides a figure: a harmed guest, a patch that does not compile.
+HARM, BUILD = "harm", "build"
+
+
+class State(Model):
+    """The base with the first `number` patches, and what was found of it."""
+
+    number: int
+    patch: str
+    verdict: Verdict
+    said: str
+    ratio: Estimate | None = None
+
+
+class Bisection(Model):
+    """Everything that is kept, in ``bisect.json``."""
+
+    schema_version: int = 1
+    series: str
+    old: str
+    new: str
+    side: str
+    mechanism: str
+    metric: str
+    threshold: float
+    ram: str
+    repeats: int
+    states: list[State] = Field(default_factory=list)
+    first_bad: list[str] = Field(
+        default_factory=list, description="more than one where those between were skipped"
+    )
+
+
+@dataclass
+class Search:
+    """A search that is going on."""
+
+    subject: Subject
+    condition: Condition | None
+    kept: Bisection
+    done: dict[int, State] = field(default_factory=dict)
+
+    def name(self, number: int) -> str:
+        """Return what a state is called."""
+        return self.subject.series.patches[number - 1].name if number else "the base"
+
+    def judge(self, number: int) -> Verdict:
+        """Build and measure a state, keep what was found, and return it."""
+        found = self._found(number)
+        self.done[number] = found
+        states = [self.done[key] for key in sorted(self.done)]
+        self.keep(states=states)
+        note(f"{found.verdict.upper():4}  {number}  {found.patch}: {found.said}")
+        return found.verdict
+
+    def keep(self, **news: object) -> None:
+        """Write what is known by now."""
+        self.kept = self.kept.model_copy(update=news)
+        text = self.kept.model_dump_json(indent=2) + "\n"
+        write_whole(self.subject.directory / "bisect.json", text)
+
+    def _found(self, number: int) -> State:
+        part = self.part(number)
+
+        def state(verdict: Verdict, said: str, ratio: Estimate | None = None) -> State:
+            return State(
+                number=number, patch=self.name(number), verdict=verdict, said=said, ratio=ratio
+            )
+
+        try:
+            for base in part.bases:
+                build.by_name(part.layout, base.patched)
+        except CannotTellError as error:
+            bad = Verdict.BAD if self.kept.metric == BUILD else Verdict.SKIP
+            return state(bad, error.message.partition("\n")[0])
+        if self.kept.metric == BUILD:
+            return state(Verdict.GOOD, "it builds")
+        layout = part.layout.into(self.subject.directory)
+        return state(*self.judged(bench.measure(layout, checks.request(part))))
+
+    def judged(self, done: Bench) -> tuple[Verdict, str, Estimate | None]:
+        """Return what a bench says of the state that it compares with the base."""
+        _, label = done.request.mechanisms
+        ill = [run for run in done.runs if run.faults]
+        if self.condition is None:
+            runs = [run for run in done.runs if run.mechanism == label]
+            mine = [run for run in ill if run.mechanism == label]
+            if not runs:
+                return Verdict.SKIP, _why(done), None
+            if mine != ill:
+                return Verdict.SKIP, "the base harms guests as well", None
+            said = f"{len(mine)} of {len(runs)} upgrades failed"
+            return (Verdict.BAD if mine else Verdict.GOOD), said, None
+        row = next((row for row in done.summary if row.mechanism == label), None)
+        ratio = self.condition.measured(row) if row else None
+        if ratio is None or ratio.low is None or ratio.high is None:
+            return Verdict.SKIP, ill[0].faults[0] if ill else _why(done), ratio
+        said = (
+            f"{self.kept.metric} {ratio.median:.2f} times the base's "
+            f"[{ratio.low:.2f}, {ratio.high:.2f}]"
+        )
+        return (Verdict.BAD if self.condition.met(ratio, None) else Verdict.GOOD), said, ratio
+
+    def part(self, number: int) -> Subject:
+        """Return the base with the first `number` patches."""
+        whole = self.subject.series.patches
+        if number == len(whole):
+            return self.subject
+        series = Series("none")
+        if number:
+            into = self.subject.directory / f"upto-{number}"
+            into.mkdir(exist_ok=True)
+            for patch in whole[:number]:
+                shutil.copyfile(patch, into / patch.name)
+            names = "".join(f"{patch.name}\n" for patch in whole[:number])
+            (into / "series").write_text(names, encoding="utf-8")
+            series = load_series(into)
+        return dataclasses.replace(self.subject, series=series)
+
+    def ends(self, good: int, bad: int) -> None:
+        """Measure both ends; raise CannotTellError where one is not what it is said to be."""
+        for number, wanted in ((good, Verdict.GOOD), (bad, Verdict.BAD)):
+            if self.judge(number) is not wanted:
+                found = self.done[number]
+                raise CannotTellError(
+                    f"the {wanted} end, {found.patch}, is {found.verdict}: {found.said}",
+                    hint="between such ends no patch can be named: more --repeats, another "
+                    "--metric or --threshold, or other ends",
+                )
+
+
+def _why(done: Bench) -> str:
+    """Return why there is no figure."""
+    entries = [*done.inapplicable, *done.troubles]
+    return entries[0].reason if entries else "nothing was measured"
+
+
+def find(search: Search, good: int, bad: int) -> list[str]:
+    """Return the first bad patch, or all that may be it, and keep that."""
+    most = 2 + math.ceil(math.log2(max(bad - good, 1)))
+    with overall("bisect") as told:
+
+        def judge(number: int) -> Verdict:
+            told(len(search.done), most, search.name(number))
+            return search.judge(number)
+
+        told(0, most, "the ends")
+        search.ends(good, bad)
+        found = [search.name(number) for number in first_bad(good, bad, judge)]
+    search.keep(first_bad=found)
+    return found

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The verb `bench`: compare mechanisms."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from lab import mechanisms, options
+from lab.base.errors import UsageError
+from lab.base.layout import Layout, locked
+from lab.bench import begin, carry_out, prepare, resume
+from lab.pipeline import upgrade_once
+from lab.results.figures import FILE, Request
+from lab.results.rounds import PAIR, plan, split
+from lab.verbs.compare import add_gate, parse_gate
+
+#: What ratios are taken to where nothing else is said: what everybody has.
+_REFERENCE = "precopy"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of ``pageflip bench``."""
+    add = parser.add_argument
+    add(
+        "--mechanisms",
+        default="all",
+        metavar="A,B,...",
+        help="what is compared (default: all; what cannot be done here is skipped); "
+        "MECHANISM@NEW is the same with another new QEMU than --new, MECHANISM@OLD::NEW with "
+        "another pair, MECHANISM:unsampled without reading memory meanwhile",
+    )
+    add("--ram", default="2G", metavar="SIZE,...", help="guest RAM, or several (default: 2G)")
+    add(
+        "--repeats",
+        type=int,
+        default=5,
+        metavar="N",
+        help="rounds that count, after one that does not (default: 5)",
+    )
+    add(
+        "--reference",
+        metavar="NAME",
+        help=f"mechanism that ratios are taken to (default: {_REFERENCE}, or else the first)",
+    )
+    options.add_shared(parser, dirty_rate="0", several=True)
+    add(
+        "--baseline",
+        type=Path,
+        metavar="FILE",
+        help="an earlier bench.json, or its directory: what changed since is shown in the end",
+    )
+    add_gate(parser)
+    add(
+        "--resume",
+        type=Path,
+        metavar="DIR",
+        help="go on with the bench in DIR; nothing else can be asked for then",
+    )
+
+
+def parse(given: argparse.Namespace) -> Request:
+    """Return the request, every name and size of it checked; raise UsageError."""
+    names = given.mechanisms.split(",")
+    if names == ["all"]:
+        names = [mechanism.name for mechanism in mechanisms.MECHANISMS]
+    for name in names:
+        _known(name)
+    ram = given.ram.split(",")
+    _refuse_doubles("--mechanisms", names)
+    for option, sizes in (("--ram", ram), ("--dirty-rate", given.dirty_rate.split(","))):
+        _refuse_doubles(option, [options.size(text) for text in sizes])
+    if given.repeats < 1:
+        raise UsageError(f"--repeats {given.repeats}: at least one round has to count")
+    reference = given.reference or (_REFERENCE if _REFERENCE in names else names[0])
+    if reference not in names:
+        raise UsageError(f"--reference {reference}: it is not among the mechanisms compared")
+    request = Request(
+        mechanisms=names,
+        ram=ram,
+        touch=given.touch,
+        dirty_rate=given.dirty_rate,
+        repeats=given.repeats,
+        reference=reference,
+        guest=given.guest,
+        accel=given.accel,
+        old=given.old,
+        new=given.new,
+        pages=given.pages,
+        workload=given.workload or "",
+        cpus=given.cpus,
+    )
+    plan(request)  # every size of it fits
+    return request
+
+
+def _known(label: str) -> None:
+    mechanism = split(label).mechanism
+    if mechanism == "auto":
+        raise UsageError("--mechanisms auto: a bench compares what is named", "leave it out")
+    mechanisms.named(mechanism)
+    if label.count(PAIR) > 1:
+        raise UsageError(
+            f"{label}: {PAIR} stands between the old QEMU and the new one, and is there again",
+            hint=f"call a directory that has {PAIR} in its name by another one (ln -s)",
+        )
+
+
+def _refuse_doubles(option: str, values: Sequence[object]) -> None:
+    if len(set(values)) < len(values):
+        raise UsageError(f"{option}: the same is named twice")
+
+
+def run(given: argparse.Namespace) -> int:
+    """Do what ``pageflip bench`` says."""
+    layout, gate = Layout.default(), parse_gate(given)
+    if given.resume:
+        _nothing_else(given)
+        directory = given.resume.absolute()
+        if not directory.is_dir():
+            raise UsageError(f"{directory}: there is no such directory")
+        with locked(directory / FILE, "waiting for another run that is working on this bench"):
+            session = resume(layout, directory, upgrade_once)
+            prepare(layout, session.bench.request)
+            return carry_out(session, gate)
+    request = parse(given)
+    layout = layout.into(given.out)
+    prepare(layout, request)
+    session = begin(layout, request, upgrade_once)
+    with locked(session.directory / FILE):
+        return carry_out(session, gate)
+
+
+def _nothing_else(given: argparse.Namespace) -> None:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    for name, default in vars(parser.parse_args([])).items():
+        if name not in {"resume", "baseline", "fail_if"} and getattr(given, name) != default:
+            raise UsageError(
+                f"--{name.replace('_', '-')} cannot be given with --resume",
+                hint="a bench goes on as it was begun; begin a new one for something else",
+            )

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The verb `validate`: is a patch series fit for what it is upgraded to?"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from lab.base.errors import ExitCode
+from lab.base.progress import note
+from lab.base.record import as_json_list, write_whole
+from lab.host import facts
+from lab.results import rounds
+from lab.review import candidate, checks, suite
+from lab.review.candidate import Subject
+from lab.review.checks import Check, Status
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of ``pageflip validate``."""
+    candidate.add_arguments(parser, ram="512M", touch="75%")
+    add = parser.add_argument
+    add("--mechanisms", metavar="A,B,...", help="upgraded by (default: what the base has)")
+    add(
+        "--tags",
+        default="",
+        metavar="TAG,...",
+        help="Avocado tests to run with the pair as well, such as quick (default: none)",
+    )
+    add("--no-bisect", action="store_true", help="build after the last patch only")
+
+
+def validate(mine: Subject) -> list[Check]:
+    """Do every check that makes sense after those before it, and keep what each said."""
+    found: list[Check] = []
+    for do, needed in checks.STEPS:
+        before = len(found)
+        for check in do(mine):
+            found.append(check)
+            note(f"{check.status.upper():4}  {check.tool}: {check.summary}")
+            write_whole(mine.directory / "validate.json", as_json_list(found))
+        if needed and any(check.status is Status.FAIL for check in found[before:]):
+            break
+    return found
+
+
+def tested_by(mine: Subject, found: Sequence[Check]) -> str:
+    """Return plain text to paste below a ``Tested-by:``."""
+    here = facts.fingerprint()
+    lines = [
+        f"pageflip validate, {mine.size} on {' and '.join(b.name for b in mine.bases)}, "
+        f"guests of {mine.ram} upgraded from {mine.old} to {mine.new}",
+        f"on {here.cpu}, {here.cores} cores, {here.distribution}, kernel {here.kernel}",
+        "",
+        *(f"  {check.status.upper():4}  {check.tool}: {check.summary}" for check in found),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def show(found: Sequence[Check], console: Console) -> None:
+    """Print the verdict, and what is wrong in full."""
+    failed = [check for check in found if check.status is Status.FAIL]
+    console.print(Text("FAIL", "bold red") if failed else Text("PASS", "bold green"))
+    table = Table(box=None, show_header=False)
+    colours = {Status.PASS: "green", Status.WARN: "yellow", Status.FAIL: "red"}
+    for check in found:
+        table.add_row(Text(check.status, colours[check.status]), check.tool, Text(check.summary))
+    console.print(table)
+    for check in failed:
+        for line in check.details.splitlines():
+            console.print(Text(f"  {check.tool}: {line}", "red"))
+
+
+def run(given: argparse.Namespace) -> int:
+    """Do what ``pageflip validate`` says."""
+    names = (given.mechanisms or candidate.MECHANISMS[given.on]).split(",")
+    if given.tags:
+        suite.known(given.tags)
+    mine = candidate.asked_for(given, names, "validate-")
+    mine = dataclasses.replace(mine, every_patch=not given.no_bisect, tags=given.tags)
+    rounds.plan(checks.request(mine))  # every size fits: said before hours of work, not after
+    found = validate(mine)
+    text = tested_by(mine, found)
+    write_whole(mine.directory / "tested-by.txt", text)
+    show(found, Console(highlight=False))
+    sys.stdout.write(f"\n{text}\n")
+    note(f"everything: {mine.directory}")
+    return ExitCode.FAIL if any(c.status is Status.FAIL for c in found) else ExitCode.PASS

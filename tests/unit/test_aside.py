@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Files that two processes have by one name, and descriptors of another process's."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from lab.base.errors import PreconditionError
+from lab.live import aside
+from lab.live.successor import Tap
+
+
+def listening(path: Path) -> socket.socket:
+    """Listen as QEMU does: over whatever has that name."""
+    path.unlink(missing_ok=True)
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(str(path))
+    server.listen()
+    return server
+
+
+def reached(path: Path, server: socket.socket) -> bool:
+    """Whether who connects to `path` is heard by `server`."""
+    server.settimeout(0.2)
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(path))
+        try:
+            server.accept()[0].close()
+        except TimeoutError:
+            return False
+        return True
+
+
+def test_a_guest_that_moved_is_reached_by_the_same_name(sockets: Path) -> None:
+    path = sockets / "qmp"
+    old = listening(path)
+    with aside.aside([path, sockets / "none"]) as files:
+        new = listening(path)
+        files.keep()
+        path.unlink()  # as the old QEMU does when it ends
+    assert reached(path, new)
+    assert list(sockets.iterdir()) == [path]
+    old.close(), new.close()
+
+
+def test_a_guest_that_stayed_is_reached_by_the_same_name(sockets: Path) -> None:
+    path = sockets / "qmp"
+    old = listening(path)
+    with aside.aside([path]):
+        new = listening(path)
+        new.close()
+        path.unlink()
+    assert reached(path, old)
+    with aside.aside([path]):  # a new one that was killed removes nothing, one never came
+        new = listening(path)
+        new.close()
+    with aside.aside([path]):
+        pass
+    assert reached(path, old)
+    assert list(sockets.iterdir()) == [path]
+    old.close()
+
+
+def test_nothing_is_moved_when_it_is_not_known_who_has_the_guest(sockets: Path) -> None:
+    path = sockets / "qmp"
+    old = listening(path)
+    with aside.aside([path]) as files:
+        new = listening(path)
+        files.leave()
+    assert reached(path, new)
+    assert reached(sockets / "qmp.pageflip-old", old)
+    old.close(), new.close()
+
+
+def test_a_descriptor_of_another_process(tmp_path: Path) -> None:
+    (tmp_path / "f").write_text("of the other", encoding="utf-8")
+    with (
+        (tmp_path / "f").open("rb") as file,
+        subprocess.Popen(["sleep", "100"], pass_fds=[file.fileno()]) as child,
+    ):
+        tap = Tap(0, {"": "tap", "fd": str(file.fileno())})
+        try:
+            with aside.descriptors(child.pid, [tap, tap]) as found:
+                assert os.pread(found[0], 100, 0) == b"of the other"
+                assert len({*found, file.fileno()}) == 3
+            with pytest.raises(OSError, match="Bad file"):
+                os.fstat(found[0])
+            gone = Tap(0, {"": "tap", "fd": "999"})
+            with (
+                pytest.raises(PreconditionError, match="cannot have descriptor 999"),
+                aside.descriptors(child.pid, [gone]),
+            ):
+                pass
+            named = Tap(0, {"": "tap", "ifname": "t7"})
+            with (
+                pytest.raises(PreconditionError, match="no descriptor of tap t7"),
+                aside.descriptors(child.pid, [named]),
+            ):
+                pass
+        finally:
+            child.kill()

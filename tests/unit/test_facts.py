@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The host as it is, and memory that is not there."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from lab.base.deadline import Deadline
+from lab.base.errors import PreconditionError
+from lab.host import cgroup, facts
+
+
+def test_fingerprint_is_of_this_machine() -> None:
+    found = facts.fingerprint()
+    assert found.cores >= 1
+    assert found.memory_bytes > 2**28
+    assert found.kernel == Path("/proc/sys/kernel/osrelease").read_text(encoding="ascii").strip()
+
+
+def test_more_memory_than_there_is() -> None:
+    with pytest.raises(PreconditionError, match="not enough memory: a huge guest needs about"):
+        facts.require_memory(2**60, "a huge guest")
+    facts.require_memory(1, "nearly nothing")
+
+
+def test_a_pool_of_huge_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(facts, "POOL", tmp_path / "none")
+    with pytest.raises(PreconditionError, match="needs 4 MiB of them and 0 MiB are free"):
+        facts.require_huge_pages(4 << 20, "a guest")
+    monkeypatch.setattr(facts, "POOL", tmp_path)
+    for name, value in (("nr", 9), ("free", 5), ("resv", 2)):
+        (tmp_path / f"{name}_hugepages").write_text(f"{value}\n", encoding="ascii")
+    facts.require_huge_pages(3 * facts.HUGE_PAGE, "a guest")
+    with pytest.raises(PreconditionError, match="needs 8 MiB of them and 6 MiB") as caught:
+        facts.require_huge_pages(4 * facts.HUGE_PAGE, "a guest")
+    assert caught.value.hint == f"as root: echo 10 > {tmp_path}/nr_hugepages"
+
+
+def test_a_group_counts_what_is_in_it_and_goes_away() -> None:
+    with cgroup.memory_group() as group:
+        if group is None:
+            pytest.skip("this user cannot make a memory group here")
+        argv = group.enter(["python3", "-c", "x = bytearray(b'x' * (64 << 20)); print(len(x))"])
+        group.reset_peak()
+        done = subprocess.run(argv, check=True, capture_output=True, text=True)
+        assert done.stdout.strip() == str(64 << 20)
+        assert group.peak() > 60 << 20
+        assert group.current() < 32 << 20
+        path = group.path
+    assert not path.exists()
+
+
+def test_a_limited_group_kills_what_wants_more() -> None:
+    with cgroup.memory_group() as group:
+        if group is None:
+            pytest.skip("this user cannot make a memory group here")
+        group.limit(32 << 20)
+        argv = group.enter(["python3", "-c", "x = bytearray(b'x' * (256 << 20))"])
+        assert subprocess.run(argv, check=False, capture_output=True).returncode in {-9, 137}
+
+
+def test_what_a_killed_lab_left_is_ended() -> None:
+    with cgroup.memory_group() as group:
+        if group is None:
+            pytest.skip("this user cannot make a memory group here")
+        left = subprocess.Popen(group.enter(["sleep", "100"]))
+        for _ in Deadline.after(10, "it is in the group").poll(0.01):
+            if str(left.pid) in (group.path / "cgroup.procs").read_text().split():
+                break
+        cgroup._kill_members(group.path)
+        assert left.wait(10) == -9
+
+
+def test_processor_time_grows_and_ends_with_the_process() -> None:
+    before = facts.cpu_ms(os.getpid())
+    assert before is not None
+    used = time.process_time()
+    while time.process_time() < used + 0.05:
+        pass
+    after = facts.cpu_ms(os.getpid())
+    assert after is not None
+    assert after - before >= 10  # in steps of the kernel's clock
+    assert facts.cpu_ms(2**22 + 1) is None  # more than there can be

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The upgrade of QEMUs of somebody else's: which are begun, and what is asked of whom."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from lab import options
+from lab.base import process
+from lab.base.errors import PreconditionError, UsageError
+from lab.base.layout import Layout
+from lab.live import move
+from lab.live.move import Invocation, Moved, Mover, Plan
+from lab.model import Outcome
+from lab.verbs import upgrade
+
+
+def moved(pid: int, outcome: Outcome = Outcome.UPGRADED, failure: str = "") -> Moved:
+    return Moved(
+        pid=pid, new_pid=pid + 1, outcome=outcome, failure=failure, mechanism="flip",
+        old_version="1", new_version="2", monitor="/run/q", pause_ms=5.0, total_ms=9.0,
+        memory_ratio=None, run_directory="/out",
+    )  # fmt: skip
+
+
+class Movers(Mover):
+    """Moves nothing; the second one does not move, or cannot be talked to."""
+
+    def __init__(self, second: Outcome | PreconditionError) -> None:
+        super().__init__(cast("Layout", None))
+        self.second = second
+        self.begun: list[int] = []
+
+    def one(self, plan: Plan) -> Moved:
+        number = cast("int", plan)
+        self.begun.append(number)
+        if number != 2:
+            return moved(number)
+        if isinstance(self.second, PreconditionError):
+            raise self.second
+        return moved(number, self.second, "so it is")
+
+
+PLANS = cast("list[Plan]", [1, 2, 3])
+
+
+def test_the_one_that_does_not_move_is_the_last(capsys: pytest.CaptureFixture[str]) -> None:
+    mover = Movers(Outcome.ROLLED_BACK)
+    assert [one.pid for one in mover.all(PLANS, 1)] == [1, 2]
+    assert mover.begun == [1, 2]
+    said = capsys.readouterr().err
+    assert "process 1, QEMU 1, is process 2, QEMU 2, by flip, stood still for 5.0 ms" in said
+    assert "process 2 was not upgraded; its guest goes on there" in said
+    mover = Movers(Outcome.UPGRADED)
+    assert [one.pid for one in mover.all(PLANS, 2)] == [1, 2, 3]
+
+
+def test_who_cannot_be_talked_to_is_the_last() -> None:
+    mover = Movers(PreconditionError("no answer"))
+    with pytest.raises(PreconditionError):
+        mover.all(PLANS, 1)
+    assert mover.begun == [1, 2]
+
+
+@pytest.mark.parametrize("outcome", [Outcome.LOST, Outcome.DOUBLED])
+def test_a_loss_is_called_one(outcome: Outcome, capsys: pytest.CaptureFixture[str]) -> None:
+    Movers(outcome).all(PLANS, 1)
+    said = capsys.readouterr().err
+    assert ("BOTH run the guest" if outcome is Outcome.DOUBLED else "nobody runs its guest") in said
+
+
+def given(*words: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    options.add_arguments(parser)
+    return parser.parse_args(["--pid", "1", *words])
+
+
+def test_options_of_the_labs_own_guests_do_not_fit() -> None:
+    upgrade._check_options(given("--new", "/q", "--mechanism", "gift", "--json", "--dry-run"))
+    with pytest.raises(UsageError, match="--ram is for guests of the lab's own"):
+        upgrade._check_options(given("--ram", "1G"))
+    with pytest.raises(UsageError, match="one is the fewest"):
+        upgrade._check_options(given("--at-once", "0"))
+
+
+def test_a_command_line_with_where_the_guest_comes_from(tmp_path: Path) -> None:
+    command = Invocation(("/q", "-m", "1G"), tmp_path, tmp_path / "q", (), ("defer", "x"))
+    assert command.argv() == ["/q", "-m", "1G", "-incoming", "defer", "-incoming", "x"]
+
+
+def test_the_new_qemu_is_the_same_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert move._as_user(os.getpid()) == []
+    monkeypatch.setattr(move, "_owner", lambda _pid: (4711, 4712))
+    words = move._as_user(os.getpid())
+    assert words[:5] == ["setpriv", "--reuid", "4711", "--regid", "4712"]
+    assert words[-1] == "--"
+
+
+def test_new_files_have_the_old_ones_permissions(tmp_path: Path) -> None:
+    for umask in (0o27, 0o77):
+        made, log = tmp_path / f"{umask}", tmp_path / "log"
+        with process.lent(["touch", made], log=log, cwd=tmp_path, umask=umask) as lent:
+            assert lent.process.wait(10) == 0
+        assert made.stat().st_mode & 0o777 == 0o666 & ~umask
+    assert re.fullmatch("0[0-7]+", move._status(os.getpid(), "Umask"))
+
+
+def test_what_is_kept_outlives_the_block(tmp_path: Path) -> None:
+    for keep in (True, False):
+        with process.lent(["sleep", "60"], log=tmp_path / "log", cwd=tmp_path, umask=0) as lent:
+            if keep:
+                lent.keep()
+        assert (lent.process.poll() is None) is keep
+        process.end(lent.process)
+
+
+class Found:
+    """What preflight found of one."""
+
+    pid, state = 7, "running"
+
+
+def test_why_one_cannot_be_upgraded(monkeypatch: pytest.MonkeyPatch) -> None:
+    def way(name: str, *reasons: str) -> Any:
+        return argparse.Namespace(mechanism=name, reasons=list(reasons))
+
+    seen = argparse.Namespace(ways=[way("flip", "blocked: x"), way("gift")], best="gift")
+    monkeypatch.setattr(move.look, "look", lambda _what: Found())
+    monkeypatch.setattr(move.preflight, "examine", lambda *_: seen)
+    monkeypatch.setattr(move.preflight, "successor", lambda *_: None)
+    new = cast("Any", argparse.Namespace(path="/new"))
+    assert move.plan("7", new, "auto").mechanism.name == "gift"
+    with pytest.raises(PreconditionError, match="cannot be upgraded by flip: blocked: x"):
+        move.plan("7", new, "flip")
+    with pytest.raises(UsageError):
+        move.plan("7", new, "walk")
+    seen.ways.append(way("cpr-exec"))
+    with pytest.raises(PreconditionError, match="for guests of the lab's own"):
+        move.plan("7", new, "cpr-exec")
+    monkeypatch.setattr(Found, "state", "paused")
+    with pytest.raises(PreconditionError, match="the guest is paused; let it run first"):
+        move.plan("7", new, "auto")

@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The upgrade against two QMP peers of our own: who runs the guest in the end, and why."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from fakes import FakeQemu, fake_qemu
+
+from lab import pipeline
+from lab.base.deadline import Deadline, DeadlineError
+from lab.base.errors import CannotTellError
+from lab.mechanisms import CprExec, Flip, FlipLate, Precopy, StopCopy
+from lab.mechanisms.move import Upgrade, upgrade
+from lab.model import Outcome
+from lab.vm.agent import AgentError
+from lab.vm.monitor import monitor
+from lab.vm.qemu import Vm, VmDiedError, VmFactory
+
+
+class Process:
+    """What a Vm asks of its process."""
+
+    pid = 0
+
+    def __init__(self) -> None:
+        self.status: int | None = None
+
+    def poll(self) -> int | None:
+        return self.status
+
+
+class Factory:
+    """Both monitors are connected already; what else is asked, is asked here."""
+
+    def connect(self, _vm: Vm, alive: Callable[[], None] | None = None) -> None:
+        if alive:
+            for _ in Deadline.after(0.5, "the old QEMU says something").poll(0.01):
+                alive()
+
+
+class Pair:
+    """Two peers that know whether they run the guest and how a migration goes."""
+
+    def __init__(self, sockets: Path, stack: ExitStack) -> None:
+        self.running = {"old": True, "new": False}
+        self.refuse: dict[str, str] = {}
+        self.ends = "completed"
+        self.old_status = ""
+        self.qemu: dict[str, FakeQemu] = {}
+        self.vm: dict[str, Vm] = {}
+        for side in ("old", "new"):
+            path = sockets / side
+            path.mkdir()
+            self.qemu[side] = stack.enter_context(fake_qemu(path / "qmp", self.answerer(side)))
+            machine = SimpleNamespace(
+                sockets=path, qmp=path / "qmp", descriptors=(), argv=lambda: ["/new/qemu", "-S"]
+            )
+            self.vm[side] = Vm(
+                side,
+                cast("Any", machine),
+                cast("Any", Process()),
+                path / "log",
+                cast("Any", None),
+                cast("Any", None),
+            )
+            self.vm[side].monitor = stack.enter_context(
+                monitor(
+                    side, path / "qmp", Deadline.after(5, "connect"), lambda: None, lambda _t: None
+                )
+            )
+        self.factory = cast("VmFactory", Factory())
+
+    def answerer(self, side: str) -> Any:
+        def answer(command: str, _arguments: dict[str, Any]) -> dict[str, Any] | None:
+            if command in self.refuse:
+                return {"error": {"class": "GenericError", "desc": self.refuse[command]}}
+            if command == "query-status":
+                running = self.running[side]
+                return {"return": {"status": "running" if running else "paused"}}
+            if command == "query-migrate":
+                if side == "old" and self.old_status:
+                    return {"return": {"status": self.old_status}}
+                failed = {"status": "failed", "error-desc": "Unknown savevm section"}
+                return {"return": failed if self.ends == "failed" else {"status": self.ends}}
+            if command in {"migrate", "localhost-migrate"}:
+                self.migrate()
+            if command == "cont":
+                self.running[side] = True
+            return {"return": {}}
+
+        return answer
+
+    def migrate(self) -> None:
+        if self.ends == "completed":
+            self.running.update(old=False, new=True)
+        for side in ("old", "new"):
+            self.qemu[side].event("MIGRATION", status=self.ends)
+
+    def upgrade(self, mechanism: Any = None, interfere: Any = None) -> Upgrade:
+        return upgrade(
+            self.factory, self.vm["old"], self.vm["new"], mechanism or Precopy(), interfere
+        )
+
+
+@pytest.fixture
+def pair(sockets: Path) -> Iterator[Pair]:
+    with ExitStack() as stack:
+        yield Pair(sockets, stack)
+
+
+def test_completed(pair: Pair) -> None:
+    done = pair.upgrade()
+    assert (done.outcome, done.failure) == (Outcome.UPGRADED, "")
+    assert done.end_ns > done.start_ns > 0
+    sent = [name for name, _ in pair.qemu["new"].commands]
+    assert sent.index("migrate-set-capabilities") < sent.index("migrate-incoming")
+
+
+def test_stop_copy_stops_first_and_continues_on_the_new_side(pair: Pair) -> None:
+    pair.running["old"] = False
+    done = pair.upgrade(StopCopy())
+    old = [name for name, _ in pair.qemu["old"].commands]
+    assert old.index("stop") < old.index("migrate")
+    assert "cont" in [name for name, _ in pair.qemu["new"].commands]
+    assert done.outcome is Outcome.UPGRADED
+
+
+def test_flip_starts_the_new_qemu_through_the_old_one(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Factory, "connect", lambda _self, _vm, _alive=None: None)
+    assert pair.upgrade(Flip()).outcome is Outcome.UPGRADED
+    asked = dict(pair.qemu["old"].commands)["localhost-migrate"]
+    assert asked["exec"] == ["/new/qemu", "-S"]
+    assert (asked["mechanism"], asked["early-start"]) == ("flip", True)
+    assert "migrate-incoming" not in dict(pair.qemu["new"].commands)
+
+
+def test_a_qemu_that_has_become_the_new_one_is_not_asked_any_more(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lab.mechanisms.move._COMPLETE_S", 1.0)
+    monkeypatch.setattr("lab.mechanisms.move._SETTLE_S", 1.0)
+    monkeypatch.setattr(Factory, "connect", lambda _self, _vm, _alive=None: None)
+    monkeypatch.setattr(pair.qemu["old"], "event", lambda _name, **_data: None)
+    pair.old_status = "active"  # what it said last, before it went
+    done = pair.upgrade(CprExec())
+    assert (done.outcome, done.failure) == (Outcome.UPGRADED, "")
+    asked = dict(pair.qemu["old"].commands)
+    assert asked["migrate-set-parameters"]["cpr-exec-command"] == ["/new/qemu", "-S"]
+    assert asked["migrate"]["uri"].startswith("file:/")
+
+
+def test_a_new_qemu_that_never_came_is_not_waited_for(pair: Pair) -> None:
+    pair.ends = "failed"
+    done = pair.upgrade(FlipLate())
+    assert done.outcome is Outcome.ROLLED_BACK
+    assert "the old QEMU says that the migration failed" in done.failure
+
+
+def test_the_old_qemu_is_asked_why_the_new_one_ended(pair: Pair) -> None:
+    def cancel(_old: Vm, new: Vm) -> None:
+        pair.old_status = "cancelled"
+        cast("Any", new.process).status = 1
+
+    pair.ends = "active"
+    done = pair.upgrade(interfere=cancel)
+    assert done.outcome is Outcome.ROLLED_BACK
+    assert done.failure.endswith("the old QEMU says: it was cancelled")
+
+
+def test_how_the_old_qemu_ended_is_said_although_the_new_one_was_gone_first(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def kill(old: Vm, new: Vm) -> None:
+        cast("Any", new.process).status = 1
+        pair.qemu["old"].close()
+        killed = iter([None, None])  # not gone yet when it is first looked at
+        monkeypatch.setattr(old.process, "poll", lambda: next(killed, -9))
+
+    monkeypatch.setattr("lab.mechanisms.move._SETTLE_S", 1.0)
+    pair.ends = "active"
+    done = pair.upgrade(interfere=kill)
+    assert done.outcome is Outcome.LOST
+    assert "the new QEMU ended by itself" in done.failure
+    assert "the old QEMU ended by itself: killed by signal 9" in done.failure
+
+
+def test_a_refused_command_leaves_the_guest_where_it_is(pair: Pair) -> None:
+    pair.refuse["migrate"] = "State blocked by a device"
+    done = pair.upgrade()
+    assert done.outcome is Outcome.ROLLED_BACK
+    assert "State blocked by a device" in done.failure
+
+
+def test_a_failed_migration_tells_qemus_reason(pair: Pair) -> None:
+    pair.ends = "failed"
+    done = pair.upgrade()
+    assert done.outcome is Outcome.ROLLED_BACK
+    assert "Unknown savevm section" in done.failure
+
+
+def test_the_new_qemu_dies(pair: Pair) -> None:
+    pair.ends = "none"
+
+    def kill(_old: Vm, new: Vm) -> None:
+        cast("Any", new.process).status = -9
+
+    done = pair.upgrade(interfere=kill)
+    assert done.outcome is Outcome.ROLLED_BACK
+    assert "the new QEMU ended by itself: killed by signal 9" in done.failure
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "outcome"), [(True, True, Outcome.DOUBLED), (False, False, Outcome.LOST)]
+)
+def test_the_two_worst_ends_are_called_by_their_names(
+    pair: Pair, old: bool, new: bool, outcome: Outcome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lab.mechanisms.move._SETTLE_S", 0.2)
+    pair.ends = "failed"
+    pair.running.update(old=old, new=new)
+    begun = time.monotonic()
+    assert pair.upgrade().outcome is outcome
+    assert time.monotonic() - begun < 20
+
+
+@pytest.mark.parametrize("error", [AgentError("silent"), DeadlineError("late"), VmDiedError("x")])
+def test_a_guest_that_answers_no_workload_is_lost(error: CannotTellError) -> None:
+    def check(_survivor: Any, _window: Any) -> Any:
+        raise error
+
+    moved = Upgrade(cast("Vm", object()), outcome=Outcome.UPGRADED)
+    plan = cast("Any", SimpleNamespace(work=SimpleNamespace(check=check)))
+    assert pipeline.findings(plan, cast("Vm", object()), moved) == []
+    assert moved.outcome is Outcome.LOST
+    assert moved.failure == error.message
+
+
+def test_what_the_lab_lacks_is_no_lost_guest() -> None:
+    def check(_survivor: Any, _window: Any) -> Any:
+        raise CannotTellError("no qemu-img")
+
+    moved = Upgrade(cast("Vm", object()), outcome=Outcome.UPGRADED)
+    plan = cast("Any", SimpleNamespace(work=SimpleNamespace(check=check)))
+    with pytest.raises(CannotTellError, match="no qemu-img"):
+        pipeline.findings(plan, cast("Vm", object()), moved)

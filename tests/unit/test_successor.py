@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""From one command line to the next."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from lab.live import successor
+from lab.live.successor import Successor
+
+
+def made(text: str) -> Successor:
+    return successor.successor(
+        ["/old/qemu", *shlex.split(text)], Path("/new/qemu"), "pc-q35-10.0", Path("/home")
+    )
+
+
+def line(text: str) -> str:
+    """What becomes of some options, without the program and the machine that was not named."""
+    return shlex.join(made(f"-M q35 {text}").argv[3:])
+
+
+def test_options_are_read_as_qemu_reads_them() -> None:
+    told = {"": "socket", "id": "a", "path": "/x,y", "server": "server"}
+    assert successor.values("socket,id=a,path=/x,,y,server") == told
+    assert successor.values(successor.text_of(told)) == told
+    assert list(successor.pairs(["qemu", "-S", "--append", "-x", "disk.img", "-name", "n"])) == [
+        ("S", None), ("append", "-x"), ("hda", "disk.img"), ("name", "n"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("-m 2G -append -x -device virtio-blk-pci,drive=a", None),
+        ("-S -daemonize -incoming defer -loadvm s -m 1G", "-m 1G"),
+        ("disk.img", "-hda disk.img"),
+        ("-pidfile /run/p", None),
+        (
+            "-qmp unix:/run/q,server,nowait",
+            "-chardev socket,id=pageflip-qmp-3,path=/run/q,server=on,wait=off "
+            "-mon chardev=pageflip-qmp-3,mode=control",
+        ),
+        (
+            "-monitor unix:/run/m,server=on,wait=off",
+            "-chardev socket,id=pageflip-monitor-3,path=/run/m,server=on,wait=off "
+            "-mon chardev=pageflip-monitor-3,mode=readline",
+        ),
+        (
+            "-serial file:/var/log/a",
+            "-chardev file,id=pageflip-serial-3,path=/var/log/a,append=on "
+            "-serial chardev:pageflip-serial-3",
+        ),
+        ("-serial null -parallel none -monitor vc", None),
+        (
+            "-chardev socket,id=a,path=/run/a,server=on,wait=on",
+            "-chardev socket,id=a,path=/run/a,server=on,wait=off",
+        ),
+        ("-chardev file,id=a,path=x", "-chardev file,id=a,path=x,append=on"),
+        ("-chardev null,id=a,logfile=x", "-chardev null,id=a,logfile=x,logappend=on"),
+    ],
+)
+def test_what_an_option_becomes(old: str, new: str | None) -> None:
+    assert line(old) == (old if new is None else new)
+
+
+def test_the_machine_is_spelt_with_its_version() -> None:
+    assert made("-machine q35,accel=kvm").argv[1:] == ["-machine", "pc-q35-10.0,accel=kvm"]
+    assert made("-M type=q35,usb=off").argv[1:] == ["-machine", "pc-q35-10.0,usb=off"]
+    assert made("-m 1G").argv[1:] == ["-m", "1G", "-machine", "pc-q35-10.0"]
+
+
+def test_files_of_both_by_one_name() -> None:
+    found = made(
+        "-pidfile /run/p -qmp unix:q,server -chardev socket,id=a,path=/run/a,server=on "
+        "-vnc unix:/run/v -chardev socket,id=c,path=/run/theirs"
+    )
+    assert [str(path) for path in found.files] == ["/run/p", "/home/q", "/run/a", "/run/v"]
+    assert not found.refusals
+    assert "a daemon's directory" in made("-daemonize -pidfile p").refusals[0]
+
+
+def test_a_tap_becomes_a_descriptor() -> None:
+    found = made("-netdev tap,id=n,ifname=t0,script=no,downscript=no,vnet_hdr=on -m 1G")
+    assert "passed on by the old QEMU" in found.only_child[0]
+    assert found.with_descriptors([9])[1:3] == ["-netdev", "tap,id=n,vnet_hdr=on,fd=9"]
+    again = successor.successor(
+        found.with_descriptors([9]), Path("/newer"), "pc-q35-10.0", Path("/")
+    )
+    assert [tap.descriptor for tap in again.taps] == [9]
+    assert again.with_descriptors([12])[1:3] == ["-netdev", "tap,id=n,vnet_hdr=on,fd=12"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "-s",
+        "-gdb tcp::1",
+        "-snapshot",
+        "-spice port=1",
+        "-tpmdev emulator,id=t,chardev=c",
+        "-runas nobody",
+        "-add-fd fd=3,set=1",
+        "-drive file=a,snapshot=on",
+        "-vnc :1",
+        "-display vnc=:1",
+        "-display dbus",
+        "-serial tcp::1,server",
+        "-serial udp::1",
+        "-serial mon:telnet::1,server",
+        "-chardev socket,id=a,port=1,host=,server=on",
+        "-chardev socket,id=a,path=x,abstract=on,server=on",
+        "-chardev socket,id=a,fd=4",
+        "-chardev spicevmc,id=a,name=vdagent",
+        "-netdev user,id=n,hostfwd=tcp::1-:2",
+        "-netdev bridge,id=n,br=b",
+        "-netdev tap,id=n,ifname=t",
+        "-netdev tap,id=n,fd=3,vhost=on",
+        "-netdev tap,id=n,queues=2,ifname=t",
+        "-netdev vhost-user,id=n,chardev=c",
+        "-device vhost-vsock-pci,guest-cid=3",
+        '-device \'{"driver": "vfio-pci", "host": "1"}\'',
+    ],
+)
+def test_what_cannot_be_carried_over(text: str) -> None:
+    assert len(made(text).refusals) == 1, made(text)
+
+
+@pytest.mark.parametrize("text", ["-nographic", "-serial stdio", "-serial mon:stdio"])
+def test_a_terminal_goes_by_inheritance(text: str) -> None:
+    assert len(made(text).only_child) == 1
+    assert not made(text).refusals
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "-netdev user,id=n",
+        "-chardev socket,id=a,path=x",
+        "-chardev socket,id=a,path=x,server=on",
+        "-chardev pty,id=a",
+        "-readconfig f",
+        "-display gtk",
+        "-daemonize",
+    ],
+)
+def test_what_somebody_has_to_see_to(text: str) -> None:
+    assert len(made(text).remarks) == 1
+    assert not made(text).refusals
+    assert made("-m 1G -vnc none -display none -net none").remarks == []
