@@ -234,7 +234,7 @@ def run_under_old(start: VmFactory, plan: Plan) -> Vm:
         old = start.boot("old", plan.machine)
     plan.work.start(old)
     with step("fill the guest's memory (MiB)") as tick:
-        integrity.fill(old.control, options.touched_bytes, options.dirty_rate, tick)
+        integrity.fill(old.control, options.touched_bytes, options.dirty_bytes_s, tick)
     old.read_cpu()
     listen(old.heart, old)
     return old
@@ -348,7 +348,7 @@ def verdict(
         guest=options.guest,
         ram_bytes=options.ram_bytes,
         touched_bytes=options.touched_bytes,
-        dirty_rate=options.dirty_rate,
+        dirty_rate=options.dirty_bytes_s,
         pages=options.pages,
         machine=plan.machine.machine_type,
         cpus=options.cpus,

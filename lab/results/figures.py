@@ -7,16 +7,18 @@ could not be had is null.
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, ValidationError, model_validator
 
 from lab import mechanisms, options
+from lab.base import arguments
+from lab.base.arguments import Option
 from lab.base.errors import UsageError
-from lab.model import Host, Memory, Model, Pages, Result, Side
+from lab.model import Host, Memory, Model, Result, Side
+from lab.options import GuestOptions
 from lab.results.statistics import Estimate, estimate, ratios
 from lab.verdict import faults
 from lab.vm.cmdline import Backing
@@ -35,22 +37,32 @@ class Load(NamedTuple):
     dirty_rate: int
 
 
-class Request(Model):
+class Request(GuestOptions):
     """What the user asked for, sizes as they were written."""
 
-    mechanisms: list[str]
-    ram: list[str]
-    touch: str
-    dirty_rate: str
-    repeats: int
-    reference: str
-    guest: str
-    accel: str
-    old: str
-    new: str
-    pages: Pages = Pages.THP
-    workload: str = ""
-    cpus: int = 1
+    mechanisms: Annotated[
+        tuple[str, ...],
+        Option(
+            "what is compared; what cannot be done here is skipped; MECHANISM@NEW is the same "
+            "with another new QEMU than --new, MECHANISM@OLD::NEW with another pair, "
+            "MECHANISM:unsampled without sampling memory",
+            "A,B,...",
+        ),
+    ] = ("all",)
+    ram: Annotated[tuple[str, ...], Option("guest RAM, or several sizes", "SIZE,...")] = ("2G",)
+    dirty_rate: Annotated[
+        str,
+        Option(
+            "how much of what is filled the guest rewrites each second, or several such rates",
+            "SIZE,...",
+            compared=True,
+        ),
+    ] = "0"
+    repeats: Annotated[int, Option("rounds that count, after one that does not", "N")] = 5
+    reference: Annotated[
+        str,
+        Option("mechanism that ratios are taken to (default: precopy, or else the first)", "NAME"),
+    ] = ""
 
     @property
     def rates(self) -> list[str]:
@@ -73,12 +85,8 @@ class Request(Model):
 
     @property
     def command(self) -> str:
-        """The command line that asks for the same again, every default spelt out."""
-        words = ["./pageflip", "bench"]
-        for name, value in self.model_dump().items():
-            text = ",".join(value) if isinstance(value, list) else str(value)
-            words += [f"--{name.replace('_', '-')}", text]
-        return shlex.join(words)
+        """The command line that asks for the same again."""
+        return arguments.command("bench", self)
 
 
 class Figures(Model):

@@ -14,9 +14,10 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from lab.base import arguments
 from lab.base.errors import UsageError
 from lab.results import figures
-from lab.results.figures import Bench, Case, Figures, Row
+from lab.results.figures import Bench, Case, Figures, Request, Row
 from lab.results.statistics import Difference, Estimate, difference
 
 _CONDITION = re.compile(
@@ -26,8 +27,6 @@ _CONDITION = re.compile(
 #: The figure divided by the reference's, round by round.
 _RATIO = "ratio"
 _STATISTICS = ("median", "p95", "minimum", "maximum", _RATIO)
-#: What differs is another measurement, however it comes out.
-_SAME = ("guest", "touch", "dirty_rate", "accel", "pages", "workload", "cpus")
 
 
 class Change(Case):
@@ -162,10 +161,10 @@ def differences(before: Bench, after: Bench) -> Iterator[str]:
     """Yield what else differs between two benches, in words: it may be why the figures do."""
     if before.host != after.host:
         yield "the host is not the same"
-    for name in _SAME:
+    for name in arguments.compared(Request):
         was, now = (getattr(bench.request, name, None) for bench in (before, after))
         if was != now:
-            yield f"--{name.replace('_', '-')} was {was}, and is {now}"
+            yield f"{arguments.spelled(name)} was {was}, and is {now}"
     for side in ("old", "new"):
         was, now = getattr(before, side), getattr(after, side)
         if was and now and was.sha256 != now.sha256:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from lab import options
-from lab.options import UpgradeOptions
+from lab.options import GuestOptions, UpgradeOptions
 from lab.results.figures import WARM_UP, Load, Request
 
 #: What follows a mechanism whose memory is not read meanwhile.
@@ -45,7 +45,7 @@ class Slot:
     @property
     def load(self) -> Load:
         """What the guest is burdened with."""
-        return Load(self.options.ram_bytes, self.options.dirty_rate)
+        return Load(self.options.ram_bytes, self.options.dirty_bytes_s)
 
     @property
     def case(self) -> tuple[Load, str]:
@@ -70,7 +70,7 @@ def plan(request: Request) -> list[Slot]:
 def _slot(request: Request, ram: str, rate: str, label: str, number: int) -> Slot:
     wanted = _upgrade_options(request, ram, rate, label)
     turn = "warm-up" if number == WARM_UP else f"round {number}"
-    where = request.words(Load(wanted.ram_bytes, wanted.dirty_rate))
+    where = request.words(Load(wanted.ram_bytes, wanted.dirty_bytes_s))
     return Slot(number, label, wanted, f"{label}, {where}, {turn}")
 
 
@@ -99,17 +99,12 @@ def _sampled(label: str) -> bool:
 def _upgrade_options(request: Request, ram: str, rate: str, label: str) -> UpgradeOptions:
     """Return what is asked for, and for everything else what ``upgrade`` does by default."""
     mechanism, old, new = split(label)
+    shared = {name: getattr(request, name) for name in GuestOptions.model_fields}
+    other = {"old": old, "new": new}
+    named = {side: name for side, name in other.items() if name}
     return options.of(
-        guest=request.guest,
+        **{**shared, **named, "dirty_rate": rate},
         ram=ram,
-        touch=request.touch,
-        dirty_rate=rate,
         mechanism=mechanism,
-        accel=request.accel,
-        old=old or request.old,
-        new=new or request.new,
-        pages=request.pages,
-        workload=request.workload,
-        cpus=request.cpus,
         memory_samples=_sampled(label),
     )

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lab import mechanisms
+from lab.base import arguments
 from lab.base.errors import UsageError
 from lab.base.layout import Layout
 from lab.results.rounds import PAIR
@@ -142,7 +143,7 @@ def add_arguments(parser: argparse.ArgumentParser, *, ram: str, touch: str) -> N
     add("--repeats", type=int, default=3, metavar="N", help="rounds (default: 3)")
     add("--accel", default="auto", choices=["auto", "kvm", "tcg"], help="default: auto")
     add("--repository", type=Path, metavar="DIR", help="for a git range (default: qemu/)")
-    add("--out", type=Path, metavar="DIR", help="where the directory is made (default: ./out)")
+    arguments.add_out(parser)
 
 
 def asked_for(given: argparse.Namespace, names: Sequence[str], prefix: str) -> Subject:

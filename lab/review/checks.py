@@ -228,8 +228,8 @@ def request(subject: Subject) -> figures.Request:
     """Return the bench in which each mechanism is tried without the series and with it."""
     labels = [label for name in subject.mechanisms for label in (name, subject.label(name))]
     return figures.Request(
-        mechanisms=labels,
-        ram=[subject.ram],
+        mechanisms=tuple(labels),
+        ram=(subject.ram,),
         touch=subject.touch,
         dirty_rate="20M",
         repeats=subject.repeats,

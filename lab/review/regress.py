@@ -15,11 +15,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
+from lab.base import arguments
+from lab.base.arguments import Option
 from lab.base.errors import PreconditionError, UsageError
 from lab.base.layout import Layout
 from lab.base.progress import step
 from lab.base.record import Record
+from lab.model import Model
 from lab.pair import build, firmware
 from lab.review import qtests, vmstate
 from lab.review.comparison import Comparison, Report, compare, markdown
@@ -31,19 +35,26 @@ from lab.source.resolve import resolve, stock_tree
 from lab.vm.binary import Binary, binary_of
 
 
-@dataclass(frozen=True)
-class RegressOptions:
+class RegressOptions(Model):
     """What is asked for.  ``old`` and ``new`` are the QEMUs under test: a release or a path."""
 
-    drivers: tuple[str, ...] = ("new", "old")
-    tests: str = ""
-    old: str = "old"
-    new: str = "new"
-    accel: str = "tcg"
-    thorough: bool = False
-    skip_vmstate: bool = False
-    out: Path | None = None
-    reproduce: str = "./pageflip regress"
+    drivers: Annotated[
+        tuple[str, ...], Option("the releases whose migration-test is run", "REL,...")
+    ] = ("new", "old")
+    accel: Annotated[
+        str,
+        Option("kvm needs one that the tests find good enough", choices=("tcg", "kvm")),
+    ] = "tcg"
+    old: Annotated[str, Option("the old QEMU under test", "REL|PATH")] = "old"
+    new: Annotated[str, Option("the new QEMU under test", "REL|PATH")] = "new"
+    tests: Annotated[str, Option("only tests whose name matches (default: all)", "REGEX")] = ""
+    thorough: Annotated[bool, Option("also the tests that QEMU calls slow or flaky")] = False
+    skip_vmstate: Annotated[bool, Option("do not compare the devices' state")] = False
+
+    @property
+    def reproduce(self) -> str:
+        """The command line that asks for the same again."""
+        return arguments.command("regress", self)
 
 
 def regress(layout: Layout, wanted: RegressOptions) -> Report:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lab import mechanisms, options
+from lab.base import arguments
 from lab.base.errors import UsageError
 from lab.base.layout import Layout, locked
 from lab.bench import begin, carry_out, prepare, resume
@@ -22,29 +23,9 @@ _REFERENCE = "precopy"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``pageflip bench``."""
+    arguments.declare(parser, Request)
     add = parser.add_argument
-    add(
-        "--mechanisms",
-        default="all",
-        metavar="A,B,...",
-        help="what is compared (default: all; what cannot be done here is skipped); "
-        "MECHANISM@NEW is the same with another new QEMU than --new, MECHANISM@OLD::NEW with "
-        "another pair, MECHANISM:unsampled without reading memory meanwhile",
-    )
-    add("--ram", default="2G", metavar="SIZE,...", help="guest RAM, or several (default: 2G)")
-    add(
-        "--repeats",
-        type=int,
-        default=5,
-        metavar="N",
-        help="rounds that count, after one that does not (default: 5)",
-    )
-    add(
-        "--reference",
-        metavar="NAME",
-        help=f"mechanism that ratios are taken to (default: {_REFERENCE}, or else the first)",
-    )
-    options.add_shared(parser, dirty_rate="0", several=True)
+    arguments.add_out(parser)
     add(
         "--baseline",
         type=Path,
@@ -62,35 +43,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def parse(given: argparse.Namespace) -> Request:
     """Return the request, every name and size of it checked; raise UsageError."""
-    names = given.mechanisms.split(",")
+    request = Request(**arguments.read(Request, given))
+    names = list(request.mechanisms)
     if names == ["all"]:
         names = [mechanism.name for mechanism in mechanisms.MECHANISMS]
     for name in names:
         _known(name)
-    ram = given.ram.split(",")
     _refuse_doubles("--mechanisms", names)
-    for option, sizes in (("--ram", ram), ("--dirty-rate", given.dirty_rate.split(","))):
+    for option, sizes in (("--ram", request.ram), ("--dirty-rate", request.rates)):
         _refuse_doubles(option, [options.size(text) for text in sizes])
-    if given.repeats < 1:
-        raise UsageError(f"--repeats {given.repeats}: at least one round has to count")
-    reference = given.reference or (_REFERENCE if _REFERENCE in names else names[0])
+    if request.repeats < 1:
+        raise UsageError(f"--repeats {request.repeats}: at least one round has to count")
+    reference = request.reference or (_REFERENCE if _REFERENCE in names else names[0])
     if reference not in names:
         raise UsageError(f"--reference {reference}: it is not among the mechanisms compared")
-    request = Request(
-        mechanisms=names,
-        ram=ram,
-        touch=given.touch,
-        dirty_rate=given.dirty_rate,
-        repeats=given.repeats,
-        reference=reference,
-        guest=given.guest,
-        accel=given.accel,
-        old=given.old,
-        new=given.new,
-        pages=given.pages,
-        workload=given.workload or "",
-        cpus=given.cpus,
-    )
+    request = request.model_copy(update={"mechanisms": tuple(names), "reference": reference})
     plan(request)  # every size of it fits
     return request
 

@@ -9,31 +9,50 @@ import sys
 from rich.console import Console
 
 from lab import options
+from lab.base import arguments
 from lab.base.errors import ExitCode, UsageError
 from lab.base.layout import Layout
 from lab.base.progress import note
 from lab.base.record import as_json, as_json_list
 from lab.live import move
 from lab.model import Outcome, VerdictKind
-from lab.options import add_arguments, parse
+from lab.options import UpgradeOptions
 from lab.pipeline import upgrade_once
 from lab.report import screen
 from lab.verbs.preflight import show as show_ways
 from lab.vm import binary
 
-__all__ = ["add_arguments", "run"]
 
-#: What of the options of ``pageflip upgrade`` is for a QEMU of somebody else's, too.
-_FITTING = {"pid", "new", "mechanism", "dry_run", "at_once", "json", "out", "verb", "profile"}
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of ``pageflip upgrade``."""
+    options.add_arguments(parser)
+    add = parser.add_argument
+    arguments.add_out(parser)
+    add("--json", action="store_true", help="print exactly result.json on stdout")
+    live = parser.add_argument_group(
+        "running QEMUs", "upgrade QEMUs that the lab did not start; see also preflight"
+    )
+    live.add_argument(
+        "--pid",
+        nargs="+",
+        metavar="PID|SOCKET",
+        help="which: by process id or QMP socket; after one that does not move no other is begun",
+    )
+    live.add_argument("--at-once", type=int, default=1, metavar="N", help="how many (default: 1)")
+    live.add_argument(
+        "--dry-run", action="store_true", help="say what would be done, and change nothing"
+    )
 
 
-def run(options: argparse.Namespace) -> int:
+def run(given: argparse.Namespace) -> int:
     """Do what ``pageflip upgrade`` says."""
-    if options.pid:
-        return _running(options)
-    wanted = parse(options)
-    result = upgrade_once(Layout.default().into(wanted.out), wanted)
-    if wanted.json:
+    if given.pid:
+        return _running(given)
+    if given.dry_run or given.at_once != 1:
+        raise UsageError("--dry-run and --at-once are for running QEMUs", "name one with --pid")
+    wanted = options.parse(given)
+    result = upgrade_once(Layout.default().into(given.out), wanted)
+    if given.json:
         sys.stdout.write(as_json(result))
     else:
         screen.show(result)
@@ -41,14 +60,9 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _check_options(given: argparse.Namespace) -> None:
-    """Raise UsageError for what is asked of a guest of the lab's own."""
-    parser = argparse.ArgumentParser()
-    options.add_arguments(parser)
-    for name, value in vars(given).items():
-        if name not in _FITTING and value != parser.get_default(name):
-            raise UsageError(
-                f"--{name.replace('_', '-')} is for guests of the lab's own, and not with --pid"
-            )
+    """Raise UsageError for what only a guest of the lab's own has."""
+    if alien := arguments.foreign(UpgradeOptions, given):
+        raise UsageError(f"{alien} is for guests of the lab's own, and not with --pid")
     if given.at_once < 1:
         raise UsageError(f"--at-once {given.at_once}: one is the fewest")
 

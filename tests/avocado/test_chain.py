@@ -19,7 +19,7 @@ from lab.host import cgroup
 from lab.measure import downtime, integrity, memory
 from lab.measure.downtime import Window
 from lab.mechanisms.move import upgrade
-from lab.model import Limits, Outcome
+from lab.model import Outcome
 from lab.pipeline import Plan
 from lab.vm import cmdline
 from lab.vm.qemu import Vm, VmFactory, factory
@@ -46,19 +46,16 @@ class Chain(avocado.Test):
 
     def chain(self, *sides: str, hops: int) -> None:
         """Run the guest through QEMUs of `sides`, again and again; cancel where that cannot be."""
-        ram = options.size(self.params.get("ram", default="512M"))
-        wanted = options.UpgradeOptions(
-            guest="tiny",
-            ram_bytes=ram,
-            touched_bytes=options.share(self.params.get("touch", default="75%"), ram),
-            dirty_rate=options.size(self.params.get("dirty_rate", default="20M")),
-            mechanism="flip",
-            accel=self.params.get("accel", default="auto"),
-            old=self.params.get("old", default="10.0"),
-            new=self.params.get("new", default="10.2"),
-            limits=Limits(),
-            reproduce="avocado run tests/avocado/test_chain.py",
-        )
+        defaults = {
+            "ram": "512M",
+            "touch": "75%",
+            "dirty_rate": "20M",
+            "accel": "auto",
+            "old": "10.0",
+            "new": "10.2",
+        }
+        asked = {name: self.params.get(name, default=value) for name, value in defaults.items()}
+        wanted = options.of(mechanism="flip", **asked)
         layout = Layout.default().into(Path(self.outputdir))
         try:
             self.run_chain(layout, wanted, sides, int(self.params.get("hops", default=hops)))

@@ -42,7 +42,7 @@ def label(options: UpgradeOptions) -> str:
 
 
 def _case(options: UpgradeOptions) -> tuple[int, int, str]:
-    return options.ram_bytes, options.dirty_rate, label(options)
+    return options.ram_bytes, options.dirty_bytes_s, label(options)
 
 
 @dataclass
@@ -68,7 +68,7 @@ class Runner:
                 "mechanism": options.mechanism,
                 "ram_bytes": options.ram_bytes,
                 "touched_bytes": options.touched_bytes,
-                "dirty_rate": options.dirty_rate,
+                "dirty_rate": options.dirty_bytes_s,
                 "total_ms": ms * 2,
                 "pause_ms": {"qmp": ms, "outside": ms, "inside": ms, "outside_before": 17.4},
                 "run_directory": str(layout.out / f"run-{number}"),

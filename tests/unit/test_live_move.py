@@ -11,7 +11,6 @@ from typing import Any, cast
 
 import pytest
 
-from lab import options
 from lab.base import process
 from lab.base.errors import PreconditionError, UsageError
 from lab.base.layout import Layout
@@ -77,7 +76,7 @@ def test_a_loss_is_called_one(outcome: Outcome, capsys: pytest.CaptureFixture[st
 
 def given(*words: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
-    options.add_arguments(parser)
+    upgrade.add_arguments(parser)
     return parser.parse_args(["--pid", "1", *words])
 
 

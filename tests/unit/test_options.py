@@ -29,7 +29,7 @@ def test_pages() -> None:
 
 
 def test_defaults_are_those_of_the_readme() -> None:
-    assert parsed() == options.UpgradeOptions(reproduce=parsed().reproduce)
+    assert parsed() == options.UpgradeOptions()
 
 
 @pytest.mark.parametrize(
@@ -58,6 +58,11 @@ def test_a_size_is_a_number_or_a_usage_error(text: str) -> None:
         ("--ram", "1G", "--touch", "1000M"),
         ("--limit-pause-ms", "0"),
         ("--limit-memory-ratio", "-1"),
+        ("--limit-pause-ms", "nan"),
+        ("--limit-memory-ratio", "inf"),
+        ("--cpus", "0"),
+        ("--dirty-rate", "fast"),
+        ("--memory-margin", "some"),
         ("--pages", "hugetlb", "--ram", "513M"),
         ("--pages", "hugetlb", "--memory-margin", "64M"),
     ],

@@ -78,7 +78,7 @@ def test_every_slot_is_the_upgrade_that_was_asked_for() -> None:
     )  # fmt: skip
     for slot in plan(request):
         wanted = slot.options
-        assert (wanted.touched_bytes, wanted.dirty_rate) == (2**28, 3 * 2**20)
+        assert (wanted.touched_bytes, wanted.dirty_bytes_s) == (2**28, 3 * 2**20)
         assert (wanted.accel, wanted.guest, wanted.old) == ("tcg", "micro", "/a b/qemu")
         assert "--mechanism copy" in wanted.reproduce
 

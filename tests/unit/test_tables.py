@@ -145,7 +145,7 @@ def test_what_a_reader_must_know(tmp_path: Path) -> None:
     text = "\n".join(benchreport.markdown(what))
     for words in (
         "accelerator TCG",
-        "- command: `./pageflip bench --mechanisms gift,copy,precopy",
+        "--mechanisms gift,copy,precopy --ram",
         "- old: QEMU 10.2.2, ",
         "- new: QEMU 10.2.2, ",
         "- host: ",
