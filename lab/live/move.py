@@ -31,7 +31,7 @@ from lab.live.preflight import Preflight
 from lab.live.successor import Successor
 from lab.measure import downtime, memory
 from lab.mechanisms import Mechanism
-from lab.mechanisms.move import upgrade
+from lab.mechanisms.move import move
 from lab.model import Model, Outcome
 from lab.vm.binary import Binary
 from lab.vm.qemu import Qemu, VmFactory, factory
@@ -214,7 +214,7 @@ def _as_user(pid: int) -> list[str]:
 def _move(start: VmFactory, plan: Plan, old: Qemu, new: Qemu, record: Record) -> Moved:
     """Move the guest, and say what became of it."""
     with memory.sampled(old, new, considerate=True) as sampler:
-        moved = upgrade(start, old, new, plan.mechanism)
+        moved = move(start, old, new, plan.mechanism)
     record.write("upgrade", moved.record())
     used = memory.summarise(plan.seen.used_bytes, sampler.samples, 0, None)
     result = Moved(

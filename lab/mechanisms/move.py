@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The upgrade itself: start the new QEMU, move the guest, see where it ended up."""
+"""The move itself: wait for the new QEMU, start the move, see where the guest ended up."""
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -29,22 +30,19 @@ _GONE_S = 2.0
 Q = TypeVar("Q", bound=Qemu)
 
 
-@dataclass
-class Upgrade(Generic[Q]):
-    """What happened.  Times are on the host's monotonic clock (ns)."""
+@dataclass(frozen=True)
+class Move(Generic[Q]):
+    """What became of a move."""
 
     new: Q
-    start_ns: int = 0
-    end_ns: int = 0
-    new_start_ms: float | None = None
+    window: Window
+    outcome: Outcome
+    #: Why it did not succeed; empty when it did.
     failure: str = ""
-    outcome: Outcome = Outcome.LOST
+    #: How long the new QEMU took to answer, where it is started first (ms).
+    new_start_ms: float | None = None
+    #: What the old QEMU says of the migration (query-migrate).
     old_info: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def window(self) -> Window:
-        """When it was."""
-        return Window(self.start_ns, self.end_ns)
 
     @property
     def survivor_is_new(self) -> bool:
@@ -57,16 +55,16 @@ class Upgrade(Generic[Q]):
             return None
         return self.new if self.survivor_is_new else old
 
-    def lose(self, why: str) -> None:
-        """Take it that a guest that no longer answers is lost, whatever QEMU says of it."""
-        self.outcome = Outcome.LOST
-        self.failure = "; ".join(filter(None, (self.failure, why)))
+    def lost(self, why: str) -> Move[Q]:
+        """Return the same of a guest that no longer answers, although its QEMU runs it."""
+        failure = "; ".join(filter(None, (self.failure, why)))
+        return dataclasses.replace(self, outcome=Outcome.LOST, failure=failure)
 
     def record(self) -> dict[str, Any]:
-        """Return it for the run directory."""
+        """Return it for the run directory: what the QEMUs say, before the guest is asked."""
         return {
             "failure": self.failure,
-            "outcome": self.outcome,
+            "outcome_by_qemu": self.outcome,
             "query_migrate": self.old_info,
         }
 
@@ -75,27 +73,27 @@ class Upgrade(Generic[Q]):
 Interfere = Callable[[Q, Q], None]
 
 
-def upgrade(
+def move(
     factory: VmFactory,
     old: Q,
     new: Q,
     mechanism: Mechanism,
     interfere: Interfere[Q] | None = None,
-) -> Upgrade[Q]:
+) -> Move[Q]:
     """Move the guest of `old` to `new`, which has just been started.
 
-    A failed move is told by the returned ``failure`` and ``outcome``, not by an exception: it is
-    what the lab is there to find.
+    A failed move is reported by ``failure`` and ``outcome``, not by an exception: it is what the
+    lab is there to find.
     """
-    begun = time.monotonic_ns()
-    result = Upgrade(new)
+    start_ns = time.monotonic_ns()
+    new_start_ms, failure = None, ""
     try:
         if mechanism.monitor_first:
             factory.connect(new)
-            result.new_start_ms = (time.monotonic_ns() - begun) / 1e6
+            new_start_ms = (time.monotonic_ns() - start_ns) / 1e6
         mechanism.prepare(old, new)
         old.read_cpu()
-        result.start_ns = time.monotonic_ns()
+        start_ns = time.monotonic_ns()
         mechanism.go(old, new)
         if interfere:
             interfere(old, new)
@@ -106,22 +104,20 @@ def upgrade(
         if not mechanism.resumes:
             new.monitor.execute("cont")
     except (QmpError, MonitorError, VmDiedError, DeadlineError) as error:
-        result.failure = _why(old, error)
+        failure = _why(old, error)
         _reach(factory, new)
-        result.start_ns = result.start_ns or begun
-    result.end_ns = time.monotonic_ns()
+    window = Window(start_ns, time.monotonic_ns())
     old.read_cpu()
-    result.outcome = _settle(old, new, bool(result.failure))
-    if result.outcome is Outcome.LOST and not result.failure and not new.dead:
+    outcome = _settle(old, new, bool(failure))
+    if outcome is Outcome.LOST and not failure and not new.dead:
         said = "; ".join(filter(None, (new.said(), old.said())))
-        result.failure = f"the new QEMU has the guest, which is {new.state()} there; said: {said}"
-    result.old_info = _migrate_info(old)
-    return result
+        failure = f"the new QEMU has the guest, which is {new.state()} there; said: {said}"
+    return Move(new, window, outcome, failure, new_start_ms, _migrate_info(old))
 
 
 def _reach(factory: VmFactory, new: Qemu) -> None:
     """Connect to the new QEMU: it may have the guest although nobody can tell any more."""
-    if new.pid and not hasattr(new, "monitor"):
+    if new.pid and not new.connection:
         with suppress(MonitorError, VmDiedError, DeadlineError):
             factory.connect(new)
 
@@ -182,7 +178,7 @@ def _end_of(qemu: Qemu) -> Iterator[str]:
 def _migrate_info(vm: Qemu) -> Mapping[str, Any]:
     try:
         info: Mapping[str, Any] = vm.monitor.execute("query-migrate")
-    except (AttributeError, MonitorError, QmpError, DeadlineError):
+    except (MonitorError, QmpError, DeadlineError):
         return {}
     return info
 

@@ -31,14 +31,14 @@ class VmDiedError(CannotTellError):
 
 
 class Qemu:
-    """A QEMU process.  The monitor is there once `connect` has returned."""
+    """A QEMU process, and the connection to its monitor once `VmFactory.connect` has made it."""
 
     def __init__(self, name: str, machine: Invocation, process: run.Process, log: Path) -> None:
         self.name = name
         self.machine = machine
         self.process = process
         self.log = log
-        self.monitor: Monitor
+        self.connection: Monitor | None = None
         #: Processor time that it had used (ms) at instants of the host's monotonic clock (ns).
         self.cpu: list[tuple[int, float]] = []
 
@@ -48,9 +48,16 @@ class Qemu:
         return self.process.pid
 
     @property
+    def monitor(self) -> Monitor:
+        """The monitor; raise MonitorError when it has not been connected to."""
+        if self.connection is None:
+            raise MonitorError(f"the {self.name} QEMU has no monitor to ask yet")
+        return self.connection
+
+    @property
     def events(self) -> list[Event]:
         """The monitor's events so far, and the resumes that it came too late to tell."""
-        heard = self.monitor.events if hasattr(self, "monitor") else []
+        heard = self.connection.events if self.connection else []
         if any(event.name == "RESUME" for event in heard):
             return heard
         return [*heard, *tracelog.resumes(self._output())]
@@ -94,7 +101,7 @@ class Qemu:
         try:
             deadline = Deadline.after(5, "query-status")
             return str(self.monitor.execute("query-status", deadline=deadline)["status"])
-        except (AttributeError, MonitorError, QmpError, DeadlineError):
+        except (MonitorError, QmpError, DeadlineError):
             return ""
 
 
@@ -160,7 +167,7 @@ class VmFactory:
 
     def connect(self, vm: Qemu, alive: Callable[[], None] | None = None) -> None:
         """Connect to the monitor of a QEMU that was started; `alive` raises if it has ended."""
-        vm.monitor = self.stack.enter_context(
+        connection = self.stack.enter_context(
             monitor(
                 vm.name,
                 vm.machine.qmp,
@@ -169,8 +176,9 @@ class VmFactory:
                 self.qmp_log,
             )
         )
+        vm.connection = connection
         if self.pins.guest:
-            cpus = vm.monitor.execute("query-cpus-fast")
+            cpus = connection.execute("query-cpus-fast")
             self.pins.keep([cpu["thread-id"] for cpu in cpus])
 
     def boot(self, name: str, machine: Machine) -> Vm:

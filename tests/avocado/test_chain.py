@@ -13,16 +13,13 @@ import avocado
 from lab import mechanisms, options, pipeline
 from lab.base.deadline import Deadline
 from lab.base.errors import PreconditionError
-from lab.base.layout import Layout, socket_directory
-from lab.base.record import Record
-from lab.host import cgroup
+from lab.base.layout import Layout
 from lab.measure import downtime, integrity, memory
-from lab.measure.downtime import Window
-from lab.mechanisms.move import upgrade
+from lab.mechanisms.move import move
 from lab.model import Outcome
-from lab.pipeline import Plan
+from lab.stage import staged
 from lab.vm import cmdline
-from lab.vm.qemu import Vm, VmFactory, factory
+from lab.vm.qemu import Vm, VmFactory
 
 #: Mappings and KiB that a QEMU may have more than another one of the same guest.
 _MORE_MAPS, _MORE_KIB = 12, 16 << 10
@@ -66,22 +63,12 @@ class Chain(avocado.Test):
         self, layout: Layout, wanted: options.UpgradeOptions, sides: tuple[str, ...], hops: int
     ) -> None:
         """Boot under the old QEMU, go from one to the next, and compare them."""
-        given = pipeline.check_host_and_names(layout, wanted)
-        record = Record(layout.new_run())
-        pair = pipeline.paired_build(layout, wanted, given, record)
-        image = pipeline.guest_image(layout, wanted, record)
-        mechanism = mechanisms.choose(wanted.mechanism, pair.old, pair.new)
-        with (
-            cgroup.memory_group() as group,
-            socket_directory() as sockets,
-            factory(record.directory, group) as start,
-        ):
-            machine = pipeline.old_machine(layout, wanted, pair, image, mechanism, sockets, record)
-            vm = pipeline.run_under_old(start, Plan(wanted, pair, mechanism, machine))
+        with staged(layout, wanted) as stage:
+            vm = pipeline.run_under_old(stage)
             seen = []
             for hop in range(1, hops + 2):
-                qemu = getattr(pair, sides[(hop - 1) % len(sides)]).path
-                vm = self.hop(start, vm, qemu, sockets / str(hop), f"hop-{hop}")
+                qemu = getattr(stage.pair, sides[(hop - 1) % len(sides)]).path
+                vm = self.hop(stage.start, vm, qemu, stage.sockets / str(hop), f"hop-{hop}")
                 seen.append(self.size(vm))
                 self.log.info("hop %d: %s", hop, seen[-1])
             found = integrity.check(vm.control, wanted.touched_bytes)
@@ -105,12 +92,12 @@ class Chain(avocado.Test):
             incoming=mechanism.incoming(dataclasses.replace(old.machine, sockets=sockets)),
         )
         new = start.expect(name, machine, old)
-        moved = upgrade(start, old, new, mechanism)
+        moved = move(start, old, new, mechanism)
         self.assertEqual(moved.outcome, Outcome.UPGRADED, moved.failure)
         pause = downtime.pause(
             old.heart.beats,
             new.heart.beats,
-            Window(moved.start_ns, moved.end_ns),
+            moved.window,
             old.events,
             new.events,
         )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The upgrade against two QMP peers of our own: who runs the guest in the end, and why."""
+"""The move between two QMP peers of our own: who runs the guest in the end, and why."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from fakes import FakeQemu, fake_qemu
 from lab import pipeline
 from lab.base.deadline import Deadline, DeadlineError
 from lab.base.errors import CannotTellError
+from lab.measure.downtime import Window
 from lab.mechanisms import CprExec, Flip, FlipLate, Precopy, StopCopy
-from lab.mechanisms.move import Upgrade, upgrade
+from lab.mechanisms.move import Move, move
 from lab.model import Outcome
 from lab.vm.agent import AgentError
-from lab.vm.monitor import monitor
+from lab.vm.monitor import MonitorError, monitor
 from lab.vm.qemu import Vm, VmDiedError, VmFactory
 
 
@@ -70,7 +71,7 @@ class Pair:
                 cast("Any", None),
                 cast("Any", None),
             )
-            self.vm[side].monitor = stack.enter_context(
+            self.vm[side].connection = stack.enter_context(
                 monitor(
                     side, path / "qmp", Deadline.after(5, "connect"), lambda: None, lambda _t: None
                 )
@@ -103,10 +104,8 @@ class Pair:
         for side in ("old", "new"):
             self.qemu[side].event("MIGRATION", status=self.ends)
 
-    def upgrade(self, mechanism: Any = None, interfere: Any = None) -> Upgrade:
-        return upgrade(
-            self.factory, self.vm["old"], self.vm["new"], mechanism or Precopy(), interfere
-        )
+    def move(self, mechanism: Any = None, interfere: Any = None) -> Move[Vm]:
+        return move(self.factory, self.vm["old"], self.vm["new"], mechanism or Precopy(), interfere)
 
 
 @pytest.fixture
@@ -116,16 +115,16 @@ def pair(sockets: Path) -> Iterator[Pair]:
 
 
 def test_completed(pair: Pair) -> None:
-    done = pair.upgrade()
+    done = pair.move()
     assert (done.outcome, done.failure) == (Outcome.UPGRADED, "")
-    assert done.end_ns > done.start_ns > 0
+    assert done.window.end_ns > done.window.start_ns > 0
     sent = [name for name, _ in pair.qemu["new"].commands]
     assert sent.index("migrate-set-capabilities") < sent.index("migrate-incoming")
 
 
 def test_stop_copy_stops_first_and_continues_on_the_new_side(pair: Pair) -> None:
     pair.running["old"] = False
-    done = pair.upgrade(StopCopy())
+    done = pair.move(StopCopy())
     old = [name for name, _ in pair.qemu["old"].commands]
     assert old.index("stop") < old.index("migrate")
     assert "cont" in [name for name, _ in pair.qemu["new"].commands]
@@ -136,7 +135,7 @@ def test_flip_starts_the_new_qemu_through_the_old_one(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Factory, "connect", lambda _self, _vm, _alive=None: None)
-    assert pair.upgrade(Flip()).outcome is Outcome.UPGRADED
+    assert pair.move(Flip()).outcome is Outcome.UPGRADED
     asked = dict(pair.qemu["old"].commands)["localhost-migrate"]
     assert asked["exec"] == ["/new/qemu", "-S"]
     assert (asked["mechanism"], asked["early-start"]) == ("flip", True)
@@ -151,7 +150,7 @@ def test_a_qemu_that_has_become_the_new_one_is_not_asked_any_more(
     monkeypatch.setattr(Factory, "connect", lambda _self, _vm, _alive=None: None)
     monkeypatch.setattr(pair.qemu["old"], "event", lambda _name, **_data: None)
     pair.old_status = "active"  # what it said last, before it went
-    done = pair.upgrade(CprExec())
+    done = pair.move(CprExec())
     assert (done.outcome, done.failure) == (Outcome.UPGRADED, "")
     asked = dict(pair.qemu["old"].commands)
     assert asked["migrate-set-parameters"]["cpr-exec-command"] == ["/new/qemu", "-S"]
@@ -160,7 +159,7 @@ def test_a_qemu_that_has_become_the_new_one_is_not_asked_any_more(
 
 def test_a_new_qemu_that_never_came_is_not_waited_for(pair: Pair) -> None:
     pair.ends = "failed"
-    done = pair.upgrade(FlipLate())
+    done = pair.move(FlipLate())
     assert done.outcome is Outcome.ROLLED_BACK
     assert "the old QEMU says that the migration failed" in done.failure
 
@@ -171,7 +170,7 @@ def test_the_old_qemu_is_asked_why_the_new_one_ended(pair: Pair) -> None:
         cast("Any", new.process).status = 1
 
     pair.ends = "active"
-    done = pair.upgrade(interfere=cancel)
+    done = pair.move(interfere=cancel)
     assert done.outcome is Outcome.ROLLED_BACK
     assert done.failure.endswith("the old QEMU says: it was cancelled")
 
@@ -187,7 +186,7 @@ def test_how_the_old_qemu_ended_is_said_although_the_new_one_was_gone_first(
 
     monkeypatch.setattr("lab.mechanisms.move._SETTLE_S", 1.0)
     pair.ends = "active"
-    done = pair.upgrade(interfere=kill)
+    done = pair.move(interfere=kill)
     assert done.outcome is Outcome.LOST
     assert "the new QEMU ended by itself" in done.failure
     assert "the old QEMU ended by itself: killed by signal 9" in done.failure
@@ -195,14 +194,14 @@ def test_how_the_old_qemu_ended_is_said_although_the_new_one_was_gone_first(
 
 def test_a_refused_command_leaves_the_guest_where_it_is(pair: Pair) -> None:
     pair.refuse["migrate"] = "State blocked by a device"
-    done = pair.upgrade()
+    done = pair.move()
     assert done.outcome is Outcome.ROLLED_BACK
     assert "State blocked by a device" in done.failure
 
 
 def test_a_failed_migration_tells_qemus_reason(pair: Pair) -> None:
     pair.ends = "failed"
-    done = pair.upgrade()
+    done = pair.move()
     assert done.outcome is Outcome.ROLLED_BACK
     assert "Unknown savevm section" in done.failure
 
@@ -213,7 +212,7 @@ def test_the_new_qemu_dies(pair: Pair) -> None:
     def kill(_old: Vm, new: Vm) -> None:
         cast("Any", new.process).status = -9
 
-    done = pair.upgrade(interfere=kill)
+    done = pair.move(interfere=kill)
     assert done.outcome is Outcome.ROLLED_BACK
     assert "the new QEMU ended by itself: killed by signal 9" in done.failure
 
@@ -228,27 +227,60 @@ def test_the_two_worst_ends_are_called_by_their_names(
     pair.ends = "failed"
     pair.running.update(old=old, new=new)
     begun = time.monotonic()
-    assert pair.upgrade().outcome is outcome
+    assert pair.move().outcome is outcome
     assert time.monotonic() - begun < 20
 
 
+def guest(monkeypatch: pytest.MonkeyPatch, workloads: Callable[[], Any]) -> pipeline.Checked:
+    """Check a guest that was moved, whose memory is whole and whose workloads do as told."""
+    survivor = cast("Vm", SimpleNamespace(heart=SimpleNamespace(beats=[]), control=None))
+    stage = SimpleNamespace(
+        options=SimpleNamespace(touched_bytes=4096),
+        work=SimpleNamespace(check=lambda _survivor, _window: workloads()),
+    )
+    monkeypatch.setattr(pipeline, "listen", lambda _heart, _vm: None)
+    monkeypatch.setattr(pipeline.integrity, "check", lambda _control, _bytes: "whole")
+    monkeypatch.setattr(pipeline.integrity, "integrity", lambda found, _old, _new: found)
+    moved = Move(survivor, Window(1, 2), Outcome.UPGRADED)
+    return pipeline.check_guest(cast("Any", stage), survivor, moved)
+
+
 @pytest.mark.parametrize("error", [AgentError("silent"), DeadlineError("late"), VmDiedError("x")])
-def test_a_guest_that_answers_no_workload_is_lost(error: CannotTellError) -> None:
-    def check(_survivor: Any, _window: Any) -> Any:
+def test_a_guest_that_answers_no_workload_is_lost(
+    error: CannotTellError, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def silent() -> Any:
         raise error
 
-    moved = Upgrade(cast("Vm", object()), outcome=Outcome.UPGRADED)
-    plan = cast("Any", SimpleNamespace(work=SimpleNamespace(check=check)))
-    assert pipeline.findings(plan, cast("Vm", object()), moved) == []
-    assert moved.outcome is Outcome.LOST
-    assert moved.failure == error.message
+    checked = guest(monkeypatch, silent)
+    assert checked.moved.outcome is Outcome.LOST
+    assert checked.moved.failure == error.message
+    assert checked.integrity == cast("Any", "whole")  # its pages had been checked before
+    assert checked.workloads == ()
 
 
-def test_what_the_lab_lacks_is_no_lost_guest() -> None:
-    def check(_survivor: Any, _window: Any) -> Any:
+def test_a_guest_that_answers_is_where_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    checked = guest(monkeypatch, lambda: ["found"])
+    assert (checked.moved.outcome, checked.workloads) == (Outcome.UPGRADED, ["found"])
+
+
+def test_what_the_lab_lacks_is_no_lost_guest(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> Any:
         raise CannotTellError("no qemu-img")
 
-    moved = Upgrade(cast("Vm", object()), outcome=Outcome.UPGRADED)
-    plan = cast("Any", SimpleNamespace(work=SimpleNamespace(check=check)))
     with pytest.raises(CannotTellError, match="no qemu-img"):
-        pipeline.findings(plan, cast("Vm", object()), moved)
+        guest(monkeypatch, missing)
+
+
+def test_a_loss_is_a_new_value_and_keeps_the_reason_of_before() -> None:
+    moved = Move(cast("Vm", object()), Window(1, 2), Outcome.ROLLED_BACK, "refused")
+    lost = moved.lost("silent")
+    assert (lost.outcome, lost.failure) == (Outcome.LOST, "refused; silent")
+    assert (moved.outcome, moved.failure) == (Outcome.ROLLED_BACK, "refused")
+
+
+def test_a_qemu_without_a_monitor_is_not_an_error_of_the_labs(tmp_path: Path) -> None:
+    vm = Vm("new", *[cast("Any", None)] * 2, tmp_path / "log", *[cast("Any", None)] * 2)
+    with pytest.raises(MonitorError, match="the new QEMU has no monitor to ask yet"):
+        _ = vm.monitor
+    assert vm.events == []

@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Everything that an upgrade needs, made before the guest boots and given back afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from lab import mechanisms, workloads
+from lab.base.errors import PreconditionError
+from lab.base.layout import Layout, socket_directory
+from lab.base.record import Record
+from lab.guest import images
+from lab.guest.images import GuestImage
+from lab.host import facts
+from lab.host.cgroup import MemoryGroup, memory_group
+from lab.host.pinning import Pins, pinned
+from lab.mechanisms import Mechanism
+from lab.model import Pages
+from lab.options import UpgradeOptions
+from lab.pair import build, firmware
+from lab.source import naming
+from lab.vm import binary
+from lab.vm.binary import Binary
+from lab.vm.qemu import VmFactory, factory
+from lab.vm.ramfile import ram_file
+from lab.workloads import Together
+
+#: What a QEMU needs beside the guest's RAM: itself, its page tables, the lab (bytes).
+_OVERHEAD = 256 * 2**20
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The old and the new QEMU, and the firmware for both."""
+
+    old: Binary
+    new: Binary
+    firmware: Path
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What is settled before the guest boots; every later step of the flow takes it."""
+
+    layout: Layout
+    options: UpgradeOptions
+    record: Record
+    pair: Pair
+    image: GuestImage
+    mechanism: Mechanism
+    work: Together
+    #: Holds both QEMUs; None where no memory group can be made.
+    group: MemoryGroup | None
+    pins: Pins
+    #: A short-named directory for sockets, and for the guest's disk if it has one.
+    sockets: Path
+    #: Guest RAM, for a mechanism that needs it in a file.
+    ram_file: Path | None
+    #: Starts both QEMUs, and ends them with the stage.
+    start: VmFactory
+
+
+@contextmanager
+def staged(layout: Layout, options: UpgradeOptions) -> Iterator[Stage]:
+    """Make the stage, and clean up after it however the block ends.
+
+    Raises LabError for what cannot be had.
+    """
+    given = check_host_and_names(layout, options)
+    record = Record(layout.new_run())
+    pair = paired_build(layout, options, given, record)
+    image = guest_image(layout, options, record)
+    mechanism = mechanisms.choose(options.mechanism, pair.old, pair.new)
+    workloads.check_mechanism(options.workloads, mechanism, pair.old)
+    with (
+        pinned(layout, wanted=options.pin) as pins,
+        memory_group() as group,
+        socket_directory(roomy=bool(image.disk)) as sockets,
+        workloads.opened(options.workloads, record.directory) as work,
+        ram_file(mechanisms.backing(mechanism, options.pages)) as file,
+        factory(record.directory, group, pins) as start,
+    ):
+        confine(group, options)
+        yield Stage(
+            layout=layout,
+            options=options,
+            record=record,
+            pair=pair,
+            image=image,
+            mechanism=mechanism,
+            work=work,
+            group=group,
+            pins=pins,
+            sockets=sockets,
+            ram_file=file,
+            start=start,
+        )
+
+
+def check_host_and_names(layout: Layout, options: UpgradeOptions) -> dict[str, Binary]:
+    """Find out what cannot be before minutes are spent on a build.
+
+    Returns the binaries that were given by path, by that path.
+
+    Raises UsageError for a name that nobody knows, PreconditionError without the memory.
+    """
+    mechanism = mechanisms.named(options.mechanism)
+    workloads.check_guest(options.workloads, options.guest, images.named(layout, options.guest))
+    names = {options.old, options.new}
+    given = {name: binary.inspect(Path(name)) for name in names if naming.is_path(name)}
+    for name in names - given.keys():
+        naming.named(layout, name)
+    copies = 2 if mechanism and mechanism.doubles else 1
+    what = f"moving a guest of {options.ram_bytes // 2**20} MiB" + (
+        f" by {mechanism.name}" if mechanism else ""
+    )
+    if options.pages is Pages.HUGETLB:
+        facts.require_huge_pages(copies * options.ram_bytes, what)
+        facts.require_memory(copies * _OVERHEAD, what)
+    else:
+        facts.require_memory(copies * (options.ram_bytes + _OVERHEAD), what)
+    return given
+
+
+def paired_build(
+    layout: Layout, options: UpgradeOptions, given: dict[str, Binary], record: Record
+) -> Pair:
+    """Build what is asked for by release, take what is given by path."""
+    built = {
+        side: build.by_name(layout, name)
+        for side, name in (("old", options.old), ("new", options.new))
+        if name not in given
+    }
+    record.write("sources", {side: made.source for side, made in built.items()})
+    record.write("build", built)
+    binaries = {
+        side: binary.inspect(built[side].qemu, name) if side in built else given[name]
+        for side, name in (("old", options.old), ("new", options.new))
+    }
+    return Pair(binaries["old"], binaries["new"], firmware.prepare(layout))
+
+
+def guest_image(layout: Layout, options: UpgradeOptions, record: Record) -> GuestImage:
+    """Build the guest's image, or find it in the cache."""
+    image = images.build(options.guest, layout)
+    record.write("guest", image)
+    return image
+
+
+def confine(group: MemoryGroup | None, options: UpgradeOptions) -> None:
+    """Limit the memory of both QEMUs together, if that is asked for."""
+    if options.margin_bytes is None:
+        return
+    if group is None:
+        raise PreconditionError(
+            "no memory group can be made here, so none can be limited",
+            hint="run as root, or leave --memory-margin out",
+        )
+    group.limit(options.ram_bytes + options.margin_bytes)
