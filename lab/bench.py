@@ -37,7 +37,7 @@ Runner = Callable[[Layout, UpgradeOptions], Result]
 
 
 @dataclass
-class Session:
+class BenchSession:
     """A bench that is going on, in its directory."""
 
     directory: Path
@@ -153,7 +153,7 @@ def exit_code(bench: Bench) -> ExitCode:
     return ExitCode.PASS if counted and not bench.troubles else ExitCode.CANNOT_TELL
 
 
-def begin(layout: Layout, request: Request, runner: Runner) -> Session:
+def begin(layout: Layout, request: Request, runner: Runner) -> BenchSession:
     """Make a bench directory and return the session that is to fill it."""
     directory = layout.new_run("bench-")
     bench = Bench(
@@ -162,10 +162,10 @@ def begin(layout: Layout, request: Request, runner: Runner) -> Session:
         request=request,
         host=facts.fingerprint(),
     )
-    return Session(directory, dataclasses.replace(layout, out=directory), bench, runner)
+    return BenchSession(directory, dataclasses.replace(layout, out=directory), bench, runner)
 
 
-def resume(layout: Layout, directory: Path, runner: Runner) -> Session:
+def resume(layout: Layout, directory: Path, runner: Runner) -> BenchSession:
     """Return the session that goes on with the bench in `directory`; raise UsageError."""
     path = directory / FILE
     bench = read_bench(path)
@@ -175,10 +175,10 @@ def resume(layout: Layout, directory: Path, runner: Runner) -> Session:
             hint="begin a new bench: runs of different hosts are not mixed",
         )
     bench = bench.model_copy(update={"troubles": []})  # those are tried again
-    return Session(directory, dataclasses.replace(layout, out=directory), bench, runner)
+    return BenchSession(directory, dataclasses.replace(layout, out=directory), bench, runner)
 
 
-def carry_out(session: Session, gate: Gate = NO_GATE) -> ExitCode:
+def carry_out(session: BenchSession, gate: Gate = NO_GATE) -> ExitCode:
     """Do the runs, show what there is however they end, and return what that says to the shell."""
     try:
         session.go()
@@ -192,7 +192,7 @@ def carry_out(session: Session, gate: Gate = NO_GATE) -> ExitCode:
     return exit_code(session.bench) or gate.judge(session.bench)
 
 
-def leave(session: Session) -> None:
+def leave(session: BenchSession) -> None:
     """Write what people read of it."""
     tables.write(session.bench, session.directory / "bench.md")
     write.write_bench(session.bench, session.directory)

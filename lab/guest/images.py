@@ -111,7 +111,7 @@ class GuestImage:
 
 
 @dataclass(frozen=True)
-class _Recipe:
+class _ImageRecipe:
     """What one image is made from: the guest, our own sources, and .deb files by package name.
 
     ``debs`` are unpacked for the kernel and the initramfs, ``system`` is installed on the disk.
@@ -242,28 +242,28 @@ def static_libraries() -> dict[str, Path]:
     return found
 
 
-def _recipe(name: str, layout: Layout, fetch: Fetch, closure: Closure) -> _Recipe:
+def _recipe(name: str, layout: Layout, fetch: Fetch, closure: Closure) -> _ImageRecipe:
     """Return the recipe of a guest, the kernel's metapackage replaced by the kernel itself."""
     guest = named(layout, name)
     if isinstance(guest, MultibootGuest):
-        return _Recipe(name, guest, layout.guests, {})
+        return _ImageRecipe(name, guest, layout.guests, {})
     debs = dict(fetch(layout, guest.suite, [guest.kernel, *guest.packages]))
     depends = _field(debs[guest.kernel], "Depends")
     if real := re.search(r"\blinux-image-\d[\w.+~-]*", depends):
         del debs[guest.kernel]
         debs |= fetch(layout, guest.suite, [real.group()])
     if guest.system is None:
-        return _Recipe(name, guest, layout.guests, debs)
+        return _ImageRecipe(name, guest, layout.guests, debs)
     rootfs.require(layout.guests / name)
     wanted = closure(layout, guest.suite, list(guest.system.packages))
-    return _Recipe(name, guest, layout.guests, debs, fetch(layout, guest.suite, wanted))
+    return _ImageRecipe(name, guest, layout.guests, debs, fetch(layout, guest.suite, wanted))
 
 
 def _field(deb: Path, field: str) -> str:
     return run(["dpkg-deb", "--field", deb, field]).stdout.strip()
 
 
-def _make(place: Path, recipe: _Recipe, ingredients: Mapping[str, Any]) -> None:
+def _make(place: Path, recipe: _ImageRecipe, ingredients: Mapping[str, Any]) -> None:
     """Build the image beside `place` and rename it into place: it is there whole or not at all."""
     shutil.rmtree(place, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix="making-", dir=place.parent) as scratch:
@@ -281,7 +281,9 @@ def _make(place: Path, recipe: _Recipe, ingredients: Mapping[str, Any]) -> None:
         out.rename(place)
 
 
-def _make_linux(scratch: Path, out: Path, recipe: _Recipe, guest: LinuxGuest) -> dict[str, Path]:
+def _make_linux(
+    scratch: Path, out: Path, recipe: _ImageRecipe, guest: LinuxGuest
+) -> dict[str, Path]:
     """Put kernel and initramfs into `out`; return what is worth a checksum."""
     unpacked, root = scratch / "unpacked", scratch / "root"
     for directory in (unpacked, root / "bin", root / "modules"):
@@ -304,7 +306,7 @@ def _make_linux(scratch: Path, out: Path, recipe: _Recipe, guest: LinuxGuest) ->
     return made
 
 
-def _cached(place: Path, recipe: _Recipe) -> GuestImage | None:
+def _cached(place: Path, recipe: _ImageRecipe) -> GuestImage | None:
     """Return the image at `place`, or None when there is none or its files have changed."""
     try:
         record = json.loads((place / _RECORD).read_text(encoding="utf-8"))

@@ -67,7 +67,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Invocation:
+class CommandLine:
     """A successor's command line (lab.vm.cmdline.Invocation)."""
 
     words: tuple[str, ...]
@@ -144,7 +144,7 @@ class Mover:
             sockets = stack.enter_context(socket_directory())
             os.chown(sockets, *_owner(found.pid))
             start = stack.enter_context(factory(record.directory, None))
-            command = Invocation(found.argv, sockets, found.monitor)
+            command = CommandLine(found.argv, sockets, found.monitor)
             old = Qemu("old", command, process.Foreign(found.pid), record.directory / "old.log")
             start.connect(old)
             taps = stack.enter_context(aside.descriptors(found.pid, made.taps))
@@ -175,7 +175,7 @@ def _successor(
 ) -> Iterator[tuple[Qemu, Callable[[], None]]]:
     """Have the new QEMU, or the promise of one, and what is called for it to stay."""
     found, log = plan.found, record.directory / "new.log"
-    command = Invocation(
+    command = CommandLine(
         tuple(plan.successor.with_descriptors(taps)), sockets, found.monitor, tuple(taps)
     )
     command = dataclasses.replace(command, incoming=plan.mechanism.incoming(command))

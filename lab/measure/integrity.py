@@ -29,21 +29,21 @@ def fill(control: Control, touched_bytes: int, dirty_rate: int, tick: Tick) -> N
 
 
 @dataclass(frozen=True)
-class Report:
+class FullPass:
     """The agent's answers after the upgrade: a full pass, and its totals."""
 
     full_pass: Mapping[str, Any]
     status: Mapping[str, Any]
 
 
-def check(control: Control, touched_bytes: int) -> Report:
+def check(control: Control, touched_bytes: int) -> FullPass:
     """Let the agent check every page once more and say what it saw over the whole run."""
     deadline = Deadline.after(60 + touched_bytes / _SLOWEST_RATE, "check the guest's memory")
     full_pass = control.call("verify", deadline)
-    return Report(full_pass, control.call("status", Deadline.after(30, "the agent's status")))
+    return FullPass(full_pass, control.call("status", Deadline.after(30, "the agent's status")))
 
 
-def integrity(report: Report, old: Sequence[Beat], new: Sequence[Beat]) -> Integrity:
+def integrity(report: FullPass, old: Sequence[Beat], new: Sequence[Beat]) -> Integrity:
     """Return the whole account."""
     status = report.status
     numbers = downtime.count(old, new, int(status["heartbeats_skipped"]))

@@ -22,7 +22,7 @@ BIN_MS = 20.0
 _SLOW = 0.8
 
 
-class Step(Model):
+class StatusChange(Model):
     """What the old QEMU said of the migration, and when."""
 
     at_ms: float
@@ -46,7 +46,7 @@ class Timeline(Model):
     old_beats_ms: list[float] = Field(description="arrivals of heartbeats from the old QEMU")
     new_beats_ms: list[float] = Field(description="and from the new one")
     samples: list[Sample] = Field(description="PSS of both, `at_ms` on the same clock")
-    steps: list[Step] = Field(default_factory=list)
+    steps: list[StatusChange] = Field(default_factory=list)
     cpu: list[CpuTime] = Field(
         default_factory=list, description="before anything was heard, and around the upgrade"
     )
@@ -77,7 +77,7 @@ def timeline(
         new_beats_ms=_arrivals(new, window),
         samples=[sample.model_copy(update={"at_ms": sample.at_ms + shift}) for sample in taken],
         steps=[
-            Step(at_ms=at, status=event.data["status"])
+            StatusChange(at_ms=at, status=event.data["status"])
             for event in events[0]
             if event.name == "MIGRATION" and (at := _since(window, event.at)) is not None
         ],

@@ -61,7 +61,7 @@ class Built:
 
 
 @dataclass(frozen=True)
-class _Recipe:
+class _BuildRecipe:
     """Everything that goes into one build, and where it is made."""
 
     layout: Layout
@@ -135,7 +135,7 @@ def driver(layout: Layout, name: str) -> Path:
     """
     release, source, series, options = _named(layout, name)
     options = options.model_copy(update={"targets": (_DRIVER,)})
-    recipe = _Recipe(layout, release, source, series, options, toolchain.find())
+    recipe = _BuildRecipe(layout, release, source, series, options, toolchain.find())
     kept = recipe.directory / Path(_DRIVER).name
     with _making(recipe, f"the migration tests of {recipe.title}"):
         if not kept.is_file():
@@ -153,7 +153,7 @@ def build(
     Raises CannotTellError without a compiler or disk, or when QEMU does not compile; the message
     has the compiler's own words and the log's place.
     """
-    recipe = _Recipe(layout, release, source, series, options, toolchain.find())
+    recipe = _BuildRecipe(layout, release, source, series, options, toolchain.find())
     if built := _read(recipe.directory):
         return built
     with _making(recipe, recipe.title):
@@ -168,7 +168,7 @@ def build(
 
 
 @contextmanager
-def _making(recipe: _Recipe, title: str) -> Iterator[None]:
+def _making(recipe: _BuildRecipe, title: str) -> Iterator[None]:
     """Make the recipe's directory our own, and leave none behind that is empty."""
     with locked(recipe.directory, f"waiting for another run that is building {title}"):
         try:
@@ -208,7 +208,7 @@ def _disk_full(layout: Layout) -> CannotTellError:
     )
 
 
-def _compiled(recipe: _Recipe) -> Path:
+def _compiled(recipe: _BuildRecipe) -> Path:
     """Unpack, patch, configure, compile: each step begins where the last run ended.
 
     Returns the directory of the objects.
@@ -233,13 +233,13 @@ def _compiled(recipe: _Recipe) -> Path:
     return objects
 
 
-def _clear(recipe: _Recipe) -> None:
+def _clear(recipe: _BuildRecipe) -> None:
     """Remove what the key has no use for: it is twenty times the size of what is kept."""
     for name in ("obj", "src"):
         shutil.rmtree(recipe.directory / name, ignore_errors=True)
 
 
-def _environment(recipe: _Recipe) -> dict[str, str]:
+def _environment(recipe: _BuildRecipe) -> dict[str, str]:
     """Return what the build sees: nothing of the user's that would change the result."""
     tools = Path(sys.executable).parent
     return {
@@ -256,7 +256,7 @@ def _environment(recipe: _Recipe) -> dict[str, str]:
     }
 
 
-def _configure(recipe: _Recipe, objects: Path) -> None:
+def _configure(recipe: _BuildRecipe, objects: Path) -> None:
     if objects.exists():
         shutil.rmtree(objects)
     objects.mkdir()
@@ -276,7 +276,7 @@ def _configure(recipe: _Recipe, objects: Path) -> None:
     (objects / "configured").touch()
 
 
-def _compile(recipe: _Recipe, objects: Path) -> None:
+def _compile(recipe: _BuildRecipe, objects: Path) -> None:
     ninja = shutil.which("ninja", path=_environment(recipe)["PATH"])
     if ninja is None:
         raise CannotTellError("ninja is not there", hint="run ./pageflip, which installs it")
@@ -295,7 +295,7 @@ def _progress(tick: Tick) -> Callable[[str], None]:
 
 
 def _run(
-    recipe: _Recipe,
+    recipe: _BuildRecipe,
     argv: process.Argv,
     cwd: Path,
     what: str,
@@ -320,7 +320,7 @@ def telling(output: str) -> str:
     return "\n".join(f"    {line}" for line in found[:_SHOWN_LINES])
 
 
-def _keep(recipe: _Recipe, objects: Path) -> None:
+def _keep(recipe: _BuildRecipe, objects: Path) -> None:
     """Move the binaries to where they stay, and write the marker."""
     names = {"qemu": "qemu-system-x86_64", "qemu_img": "qemu-img"}
     for name in names.values():

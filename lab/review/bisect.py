@@ -25,7 +25,7 @@ from lab.results.gate import Condition
 from lab.results.statistics import Estimate
 from lab.review import checks
 from lab.review.candidate import Subject
-from lab.review.halves import Verdict, first_bad
+from lab.review.halves import Judgement, first_bad
 from lab.source.series import Series, load_series
 
 #: What may be asked for besides a figure: a harmed guest, a patch that does not compile.
@@ -37,7 +37,7 @@ class State(Model):
 
     number: int
     patch: str
-    verdict: Verdict
+    verdict: Judgement
     said: str
     ratio: Estimate | None = None
 
@@ -74,7 +74,7 @@ class Search:
         """Return what a state is called."""
         return self.subject.series.patches[number - 1].name if number else "the base"
 
-    def judge(self, number: int) -> Verdict:
+    def judge(self, number: int) -> Judgement:
         """Build and measure a state, keep what was found, and return it."""
         found = self._found(number)
         self.done[number] = found
@@ -92,7 +92,7 @@ class Search:
     def _found(self, number: int) -> State:
         part = self.part(number)
 
-        def state(verdict: Verdict, said: str, ratio: Estimate | None = None) -> State:
+        def state(verdict: Judgement, said: str, ratio: Estimate | None = None) -> State:
             return State(
                 number=number, patch=self.name(number), verdict=verdict, said=said, ratio=ratio
             )
@@ -101,14 +101,14 @@ class Search:
             for base in part.bases:
                 build.by_name(part.layout, base.patched)
         except CannotTellError as error:
-            bad = Verdict.BAD if self.kept.metric == BUILD else Verdict.SKIP
+            bad = Judgement.BAD if self.kept.metric == BUILD else Judgement.SKIP
             return state(bad, error.message.partition("\n")[0])
         if self.kept.metric == BUILD:
-            return state(Verdict.GOOD, "it builds")
+            return state(Judgement.GOOD, "it builds")
         layout = part.layout.into(self.subject.directory)
         return state(*self.judged(bench.measure(layout, checks.request(part))))
 
-    def judged(self, done: Bench) -> tuple[Verdict, str, Estimate | None]:
+    def judged(self, done: Bench) -> tuple[Judgement, str, Estimate | None]:
         """Return what a bench says of the state that it compares with the base."""
         _, label = done.request.mechanisms
         ill = [run for run in done.runs if run.faults]
@@ -116,20 +116,20 @@ class Search:
             runs = [run for run in done.runs if run.mechanism == label]
             mine = [run for run in ill if run.mechanism == label]
             if not runs:
-                return Verdict.SKIP, _why(done), None
+                return Judgement.SKIP, _why(done), None
             if mine != ill:
-                return Verdict.SKIP, "the base harms guests as well", None
+                return Judgement.SKIP, "the base harms guests as well", None
             said = f"{len(mine)} of {len(runs)} upgrades failed"
-            return (Verdict.BAD if mine else Verdict.GOOD), said, None
+            return (Judgement.BAD if mine else Judgement.GOOD), said, None
         row = next((row for row in done.summary if row.mechanism == label), None)
         ratio = self.condition.measured(row) if row else None
         if ratio is None or ratio.low is None or ratio.high is None:
-            return Verdict.SKIP, ill[0].faults[0] if ill else _why(done), ratio
+            return Judgement.SKIP, ill[0].faults[0] if ill else _why(done), ratio
         said = (
             f"{self.kept.metric} {ratio.median:.2f} times the base's "
             f"[{ratio.low:.2f}, {ratio.high:.2f}]"
         )
-        return (Verdict.BAD if self.condition.met(ratio, None) else Verdict.GOOD), said, ratio
+        return (Judgement.BAD if self.condition.met(ratio, None) else Judgement.GOOD), said, ratio
 
     def part(self, number: int) -> Subject:
         """Return the base with the first `number` patches."""
@@ -149,7 +149,7 @@ class Search:
 
     def ends(self, good: int, bad: int) -> None:
         """Measure both ends; raise CannotTellError where one is not what it is said to be."""
-        for number, wanted in ((good, Verdict.GOOD), (bad, Verdict.BAD)):
+        for number, wanted in ((good, Judgement.GOOD), (bad, Judgement.BAD)):
             if self.judge(number) is not wanted:
                 found = self.done[number]
                 raise CannotTellError(
@@ -170,7 +170,7 @@ def find(search: Search, good: int, bad: int) -> list[str]:
     most = 2 + math.ceil(math.log2(max(bad - good, 1)))
     with overall("bisect") as told:
 
-        def judge(number: int) -> Verdict:
+        def judge(number: int) -> Judgement:
             told(len(search.done), most, search.name(number))
             return search.judge(number)
 

@@ -21,7 +21,7 @@ from lab.source.resolve import Source, resolve, stock_tree
 from lab.source.series import Series
 
 
-class Side(enum.StrEnum):
+class End(enum.StrEnum):
     """Which end of the upgrade has the series."""
 
     OLD = "old"
@@ -75,7 +75,7 @@ class Subject:
     old: str
     new: str
     directory: Path
-    side: Side = Side.NEW
+    side: End = End.NEW
     every_patch: bool = True
     mechanisms: Sequence[str] = ("flip", "gift")
     ram: str = "512M"
@@ -88,15 +88,15 @@ class Subject:
     @property
     def bases(self) -> list[Base]:
         """What the series goes on, the old one first."""
-        names = {Side.OLD: [self.old], Side.NEW: [self.new], Side.BOTH: [self.old, self.new]}
+        names = {End.OLD: [self.old], End.NEW: [self.new], End.BOTH: [self.old, self.new]}
         return [Base(self.layout, self.series, name) for name in names[self.side]]
 
     @property
     def pair(self) -> tuple[str, str]:
         """The old and the new QEMU, with the series where it goes."""
         patched = {base.name: base.patched for base in self.bases}
-        old = self.old if self.side is Side.NEW else patched[self.old]
-        new = self.new if self.side is Side.OLD else patched[self.new]
+        old = self.old if self.side is End.NEW else patched[self.old]
+        new = self.new if self.side is End.OLD else patched[self.new]
         return old, new
 
     @property
@@ -107,7 +107,7 @@ class Subject:
 
     def tool(self, name: str, base: Base) -> str:
         """Return what a check of `base` is called: no two of a series by the same name."""
-        return f"{name} on {base.name}" if self.side is Side.BOTH else name
+        return f"{name} on {base.name}" if self.side is End.BOTH else name
 
     def label(self, mechanism: str) -> str:
         """Return how a bench calls the upgrade with the series (lab.results.rounds)."""
@@ -131,8 +131,8 @@ def add_arguments(parser: argparse.ArgumentParser, *, ram: str, touch: str) -> N
     )
     add(
         "--side",
-        choices=list(Side),
-        default=Side.NEW,
+        choices=list(End),
+        default=End.NEW,
         help="which end of the upgrade gets the series (default: new)",
     )
     add("--old", default="10.0", metavar="REL|PATH", help="upgraded from (default: 10.0)")
@@ -153,9 +153,9 @@ def asked_for(given: argparse.Namespace, names: Sequence[str], prefix: str) -> S
         mechanisms.named(name)
     if given.repeats < 2:
         raise UsageError(f"--repeats {given.repeats}: two rounds are the fewest to compare")
-    side, stock = Side(given.side), given.on == "stock"
-    old = end_name(layout, given.old, patched=side is not Side.NEW, stock=stock)
-    new = end_name(layout, given.new, patched=side is not Side.OLD, stock=stock)
+    side, stock = End(given.side), given.on == "stock"
+    old = end_name(layout, given.old, patched=side is not End.NEW, stock=stock)
+    new = end_name(layout, given.new, patched=side is not End.OLD, stock=stock)
     layout = layout.into(given.out)
     directory = layout.new_run(prefix)
     repository = given.repository or layout.checkout / "qemu"

@@ -172,8 +172,8 @@ def qemu_tests(subject: Subject) -> Iterator[Check]:
         subject.layout, subject.series, subject.old if naming.is_path(subject.new) else subject.new
     )
 
-    def pair(old: str, new: str) -> qtests.Bench:
-        return qtests.Bench(
+    def pair(old: str, new: str) -> qtests.Setup:
+        return qtests.Setup(
             driver=build.driver(subject.layout, driver.name),
             tree=driver.tree,
             old=binary_of(subject.layout, old).path,

@@ -14,15 +14,15 @@ from rich.text import Text
 
 from lab.base.errors import ExitCode
 from lab.model import Side
-from lab.review.qtests import ABSENT, Outcome, TestResult
-from lab.review.vmstate import Finding
+from lab.review.qtests import ABSENT, QtestOutcome, TestResult
+from lab.review.vmstate import StateCheck
 
 #: How much of a device state that differs is put on the screen.
 _SHOWN_LINES = 12
 
 
 @dataclass(frozen=True)
-class Row:
+class QtestPair:
     """One test with stock QEMUs and with patched ones; ``again`` is both, run once more."""
 
     test: str
@@ -47,7 +47,7 @@ class Row:
         if self.again:
             stock, patched = self.again
             return f"{said}; run again: stock {stock.outcome}, patched {patched.outcome}"
-        return said or ("fails with stock too" if self.stock.outcome is Outcome.FAILED else "")
+        return said or ("fails with stock too" if self.stock.outcome is QtestOutcome.FAILED else "")
 
 
 @dataclass(frozen=True)
@@ -58,10 +58,10 @@ class Comparison:
     """
 
     title: str
-    rows: list[Row]
+    rows: list[QtestPair]
     added: dict[str, TestResult] = field(default_factory=dict)
 
-    def count(self, outcome: Outcome) -> tuple[int, int]:
+    def count(self, outcome: QtestOutcome) -> tuple[int, int]:
         """Return how many tests came to `outcome` with the stock pair and with the patched one."""
         stock = sum(row.stock.outcome is outcome for row in self.rows)
         return stock, sum(row.patched.outcome is outcome for row in self.rows)
@@ -74,7 +74,7 @@ class Comparison:
     @property
     def broken(self) -> list[str]:
         """The series' own tests that failed."""
-        return [test for test, one in self.added.items() if one.outcome is Outcome.FAILED]
+        return [test for test, one in self.added.items() if one.outcome is QtestOutcome.FAILED]
 
 
 def compare(
@@ -88,7 +88,7 @@ def compare(
 
     `rerun` runs a test with the stock pair and then with the patched one.
     """
-    rows = [Row(test, one, patched.get(test, ABSENT)) for test, one in stock.items()]
+    rows = [QtestPair(test, one, patched.get(test, ABSENT)) for test, one in stock.items()]
     return Comparison(
         title,
         [
@@ -100,7 +100,7 @@ def compare(
 
 
 @dataclass(frozen=True)
-class Report:
+class Regression:
     """What a run of `regress` came to."""
 
     qemus: dict[str, Side]
@@ -108,7 +108,7 @@ class Report:
     reproduce: str
     directory: Path
     comparisons: list[Comparison] = field(default_factory=list)
-    vmstate: list[Finding] = field(default_factory=list)
+    vmstate: list[StateCheck] = field(default_factory=list)
 
     @property
     def exit_code(self) -> ExitCode:
@@ -120,7 +120,7 @@ class Report:
             return ExitCode.FAIL
         if not all(f.passed for f in self.vmstate):
             return ExitCode.FAIL
-        if not all(one.count(Outcome.OK)[0] for one in self.comparisons if one.rows):
+        if not all(one.count(QtestOutcome.OK)[0] for one in self.comparisons if one.rows):
             return ExitCode.CANNOT_TELL
         return ExitCode.PASS
 
@@ -157,7 +157,7 @@ class Report:
 
 def counts(comparison: Comparison) -> Iterator[tuple[str, str]]:
     """Yield each outcome that came about, and how often with stock and with patched."""
-    for outcome in Outcome:
+    for outcome in QtestOutcome:
         stock, patched = comparison.count(outcome)
         if stock or patched:
             yield outcome, f"{stock} stock, {patched} patched"
@@ -165,12 +165,12 @@ def counts(comparison: Comparison) -> Iterator[tuple[str, str]]:
 
 def own(comparison: Comparison) -> Iterator[str]:
     """Yield what the series' own tests came to."""
-    for outcome in Outcome:
+    for outcome in QtestOutcome:
         if number := sum(one.outcome is outcome for one in comparison.added.values()):
             yield f"{outcome}, the series' own: {number}"
 
 
-def markdown(report: Report) -> str:
+def markdown(report: Regression) -> str:
     """Return the whole report as regress.md has it."""
     lines = [f"# {report.verdict}", "", f"    {report.reproduce}", ""]
     lines += _rule(("QEMU", "version", "SHA-256"))
@@ -201,7 +201,7 @@ def _rule(heads: Sequence[str]) -> list[str]:
     return [_line(heads), "|" + " --- |" * len(heads)]
 
 
-def show(report: Report, console: Console | None = None) -> None:
+def show(report: Regression, console: Console | None = None) -> None:
     """Print to stdout what there is to say: counts, and every test that is not plainly the same."""
     console = console or Console(highlight=False, soft_wrap=True)
     for one in report.comparisons:

@@ -7,7 +7,7 @@ import enum
 from collections.abc import Callable
 
 
-class Verdict(enum.StrEnum):
+class Judgement(enum.StrEnum):
     """What can be said of one state."""
 
     GOOD = "good"
@@ -15,7 +15,7 @@ class Verdict(enum.StrEnum):
     SKIP = "skip"
 
 
-def first_bad(good: int, bad: int, judge: Callable[[int], Verdict]) -> list[int]:
+def first_bad(good: int, bad: int, judge: Callable[[int], Judgement]) -> list[int]:
     """Return the first bad one between `good` and `bad`, which are known to be so.
 
     Where those just before it cannot be judged it may be any of several: then all of them.
@@ -24,10 +24,10 @@ def first_bad(good: int, bad: int, judge: Callable[[int], Verdict]) -> list[int]
     while left := [number for number in range(good + 1, bad) if number not in skipped]:
         number = min(left, key=lambda one: abs(2 * one - good - bad))
         match judge(number):
-            case Verdict.GOOD:
+            case Judgement.GOOD:
                 good = number
-            case Verdict.BAD:
+            case Judgement.BAD:
                 bad = number
-            case Verdict.SKIP:
+            case Judgement.SKIP:
                 skipped.add(number)
     return list(range(good + 1, bad + 1))

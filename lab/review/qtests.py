@@ -62,7 +62,7 @@ exec {qemu} -L {firmware} "$@"
 """
 
 
-class Outcome(enum.StrEnum):
+class QtestOutcome(enum.StrEnum):
     """What a test came to."""
 
     OK = "ok"
@@ -78,7 +78,7 @@ class TestResult:
 
     __test__ = False  # pytest takes what is called Test... for its own
 
-    outcome: Outcome
+    outcome: QtestOutcome
     reason: str = ""
 
     def agrees(self, other: TestResult) -> bool:
@@ -88,17 +88,17 @@ class TestResult:
         """
         if self.outcome is not other.outcome:
             return False
-        return self.outcome is not Outcome.SKIPPED or self.reason == other.reason
+        return self.outcome is not QtestOutcome.SKIPPED or self.reason == other.reason
 
     def __str__(self) -> str:
         return f"{self.outcome} ({self.reason})" if self.reason else str(self.outcome)
 
 
-ABSENT = TestResult(Outcome.ABSENT)
+ABSENT = TestResult(QtestOutcome.ABSENT)
 
 
 @dataclass(frozen=True)
-class Bench:
+class Setup:
     """What is run with what: a driver, the tree with the scripts it calls, and two QEMUs."""
 
     driver: Path
@@ -136,12 +136,12 @@ def wrapper(qemu: Path, firmware: Path, accel: str) -> str:
 
 @dataclass(frozen=True)
 class Stand:
-    """A bench with its wrappers in place: lists tests, and runs one at a time.
+    """A setup with its wrappers in place: lists tests, and runs one at a time.
 
     All that the driver and its QEMUs print is kept in ``logs``, the command first.
     """
 
-    bench: Bench
+    setup: Setup
     directory: Path
     logs: Path
 
@@ -154,8 +154,8 @@ class Stand:
         said = self._drive("list", "-l").stdout
         found = listed(said)
         if not found:
-            raise CannotTellError(f"{self.bench.driver} lists no tests:\n{said}")
-        kvm = self.bench.accel == "kvm"
+            raise CannotTellError(f"{self.setup.driver} lists no tests:\n{said}")
+        kvm = self.setup.accel == "kvm"
         return [test for test in found if kvm or not _KVM_ONLY.search(test)]
 
     def run(self, test: str) -> TestResult:
@@ -165,7 +165,7 @@ class Stand:
         try:
             done = self._drive(test.strip("/").replace("/", "."), "-p", test, *below)
         except DeadlineError:
-            return TestResult(Outcome.FAILED, f"not done after {_TEST_S:g} s")
+            return TestResult(QtestOutcome.FAILED, f"not done after {_TEST_S:g} s")
         return parse(done.stdout, test, done.returncode)
 
     def run_all(self, tests: Sequence[str], title: str) -> dict[str, TestResult]:
@@ -200,24 +200,24 @@ class Stand:
             "QTEST_QEMU_BINARY_SRC": str(self.directory / "old" / _PROGRAM),
             "QTEST_QEMU_BINARY": str(self.directory / "new" / _PROGRAM),
         }
-        if self.bench.thorough:
+        if self.setup.thorough:
             environment["QEMU_TEST_FLAKY_TESTS"] = "1"
         settings = [f"{name}={value}" for name, value in environment.items()]
-        return ["env", "-i", *settings, str(self.bench.driver), *self.bench.options]
+        return ["env", "-i", *settings, str(self.setup.driver), *self.setup.options]
 
 
 @contextmanager
-def stand(bench: Bench, logs: Path) -> Iterator[Stand]:
-    """Set up a bench in a directory of its own, which is removed afterwards."""
+def stand(setup: Setup, logs: Path) -> Iterator[Stand]:
+    """Put a setup into a directory of its own, which is removed afterwards."""
     logs.mkdir(parents=True)
     with socket_directory(roomy=True) as directory:
-        for side, qemu in (("old", bench.old), ("new", bench.new)):
+        for side, qemu in (("old", setup.old), ("new", setup.new)):
             program = directory / side / _PROGRAM
             program.parent.mkdir()
-            program.write_text(wrapper(qemu, bench.firmware, bench.accel), encoding="utf-8")
+            program.write_text(wrapper(qemu, setup.firmware, setup.accel), encoding="utf-8")
             program.chmod(0o755)
-        (directory / "scripts").symlink_to(bench.tree / "scripts")
-        yield Stand(bench, directory, logs)
+        (directory / "scripts").symlink_to(setup.tree / "scripts")
+        yield Stand(setup, directory, logs)
 
 
 def listed(output: str) -> list[str]:
@@ -232,12 +232,12 @@ def parse(output: str, test: str, status: int) -> TestResult:
     """
     said = next((one for one in _RESULT.finditer(output) if one["test"] == test), None)
     if said is None or said["no"]:
-        return TestResult(Outcome.FAILED, _why(output, said, status))
+        return TestResult(QtestOutcome.FAILED, _why(output, said, status))
     if skipped := _SKIP.match(said["rest"]):
-        return TestResult(Outcome.SKIPPED, skipped["why"])
+        return TestResult(QtestOutcome.SKIPPED, skipped["why"])
     if status != 0:
-        return TestResult(Outcome.FAILED, f"ok, but then {_ended(status)}")
-    return TestResult(Outcome.OK)
+        return TestResult(QtestOutcome.FAILED, f"ok, but then {_ended(status)}")
+    return TestResult(QtestOutcome.OK)
 
 
 def _why(output: str, said: re.Match[str] | None, status: int) -> str:

@@ -26,9 +26,9 @@ from lab.base.record import Record
 from lab.model import Model
 from lab.pair import build, firmware
 from lab.review import qtests, vmstate
-from lab.review.comparison import Comparison, Report, compare, markdown
-from lab.review.qtests import Bench, Stand, TestResult
-from lab.review.vmstate import Finding
+from lab.review.comparison import Comparison, Regression, compare, markdown
+from lab.review.qtests import Setup, Stand, TestResult
+from lab.review.vmstate import StateCheck
 from lab.source import naming
 from lab.source.releases import Release, Releases, load_releases
 from lab.source.resolve import resolve, stock_tree
@@ -57,7 +57,7 @@ class RegressOptions(Model):
         return arguments.command("regress", self)
 
 
-def regress(layout: Layout, wanted: RegressOptions) -> Report:
+def regress(layout: Layout, wanted: RegressOptions) -> Regression:
     """Compare stock and patched QEMUs, and leave regress.json and regress.md in the run directory.
 
     Raises LabError when the lab could not do its work; what differs is in the report.
@@ -66,7 +66,7 @@ def regress(layout: Layout, wanted: RegressOptions) -> Report:
     record = Record(layout.new_run())
     qemus = _qemus(layout, releases, wanted, record)
     sides = {name: one.side() for name, one in qemus.items()}
-    report = Report(sides, wanted.accel, wanted.reproduce, record.directory)
+    report = Regression(sides, wanted.accel, wanted.reproduce, record.directory)
     blobs = firmware.prepare(layout)
     with ExitStack() as stack:
         trials = [
@@ -165,7 +165,7 @@ def _trial(
 ) -> Iterator[Trial]:
     """Build the release's drivers and set them up with the pairs."""
     own = build.driver(layout, release.name)
-    stock = Bench(
+    stock = Setup(
         driver=build.driver(layout, f"stock:{release.name}"),
         tree=stock_tree(layout, resolve(layout, release)),
         old=qemus["stock old"].path,
@@ -200,7 +200,7 @@ def _vmstate(
     qemus: Mapping[str, Binary],
     blobs: Path,
     directory: Path,
-) -> Iterator[Finding]:
+) -> Iterator[StateCheck]:
     """Compare what the four QEMUs say of their devices' state, by the new release's checker."""
     tree = stock_tree(layout, resolve(layout, releases.new))
     place = directory / "vmstate"
@@ -221,7 +221,7 @@ def _vmstate(
             yield vmstate.same_upgrade(machine, stock, patched)
 
 
-def _keep(report: Report) -> None:
+def _keep(report: Regression) -> None:
     text = json.dumps(report.record(), indent=2) + "\n"
     (report.directory / "regress.json").write_text(text, encoding="utf-8")
     (report.directory / "regress.md").write_text(markdown(report), encoding="utf-8")

@@ -25,7 +25,7 @@ _NAMED = 8
 
 
 @dataclass(frozen=True)
-class Finding:
+class StateCheck:
     """One comparison: of what, on which machine type, whether it is as it must be, and why."""
 
     machine: str
@@ -72,28 +72,28 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     return sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
 
 
-def same_release(tree: Path, machine: str, release: str, stock: Path, patched: Path) -> Finding:
+def same_release(tree: Path, machine: str, release: str, stock: Path, patched: Path) -> StateCheck:
     """Compare a release with and without the series: the same, or fit for each other both ways."""
     what = f"{release}: stock and patched"
     changed = differences(_load(stock), _load(patched))
     if not changed:
-        return Finding(machine, what, passed=True, text="the same dump")
+        return StateCheck(machine, what, passed=True, text="the same dump")
     said = [check(tree, stock, patched), check(tree, patched, stock)]
     found = [f"differ: {', '.join(changed[:_NAMED])}", *filter(None, said)]
-    return Finding(machine, what, passed=not any(said), text="\n".join(found))
+    return StateCheck(machine, what, passed=not any(said), text="\n".join(found))
 
 
-def same_upgrade(machine: str, stock: str, patched: str) -> Finding:
+def same_upgrade(machine: str, stock: str, patched: str) -> StateCheck:
     """Compare what the checker says of old -> new for the stock pair and for the patched one."""
     what = "old -> new: the stock pair and the patched pair"
     if stock != patched:
-        return Finding(machine, what, passed=False, text=_changed(stock, patched))
+        return StateCheck(machine, what, passed=False, text=_changed(stock, patched))
     said = (
         f"the checker says the same of both, {len(stock.splitlines())} lines:\n{stock}"
         if stock
         else "clean for both"
     )
-    return Finding(machine, what, passed=True, text=said)
+    return StateCheck(machine, what, passed=True, text=said)
 
 
 def _changed(stock: str, patched: str) -> str:

@@ -24,14 +24,14 @@ class PatchError(CannotTellError):
 
 
 @dataclass(frozen=True)
-class Outcome:
+class PatchReport:
     """What GNU patch said: `failures` keep it from being used, `offsets` are worth a note."""
 
     failures: tuple[str, ...]
     offsets: tuple[str, ...]
 
 
-def parse(output: str) -> Outcome:
+def parse(output: str) -> PatchReport:
     """Read what GNU patch printed (in the C locale)."""
     file = "?"
     failures: list[str] = []
@@ -47,7 +47,7 @@ def parse(output: str) -> Outcome:
             failures.append(match[1])
         elif any(words in line for words in _NOT_APPLIED):
             failures.append(f"{file}: hunk #1 and all others ({line.strip().rstrip('.')})")
-    return Outcome(tuple(dict.fromkeys(failures)), tuple(offsets))
+    return PatchReport(tuple(dict.fromkeys(failures)), tuple(offsets))
 
 
 def apply(tree: Path, patch: Path) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from lab.results import gate, rounds
 from lab.results.gate import Condition
 from lab.review import candidate, checks
 from lab.review.bisect import BUILD, HARM, Bisection, Search, find
-from lab.review.halves import Verdict
+from lab.review.halves import Judgement
 from lab.source.series import Series
 
 
@@ -98,7 +98,9 @@ def number_of(text: str, series: Series) -> int:
 def show(search: Search, found: list[str], console: Console) -> ExitCode:
     """Print what was found, and return what that says to the shell."""
     for state in search.kept.states:
-        colour = {Verdict.GOOD: "green", Verdict.BAD: "red", Verdict.SKIP: "yellow"}[state.verdict]
+        colour = {Judgement.GOOD: "green", Judgement.BAD: "red", Judgement.SKIP: "yellow"}[
+            state.verdict
+        ]
         console.print(
             Text.assemble((f"{state.verdict:4}", colour), f"  {state.patch}: {state.said}")
         )

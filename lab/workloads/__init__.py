@@ -11,7 +11,7 @@ from lab.base.errors import PreconditionError, UsageError
 from lab.guest.images import Guest
 from lab.mechanisms import Mechanism
 from lab.vm.binary import Binary
-from lab.workloads.base import NOTHING, Session, Together, Workload
+from lab.workloads.base import NOTHING, Together, Workload
 from lab.workloads.network import Network
 from lab.workloads.scripted import Cpu, Database, Disk
 
@@ -20,7 +20,6 @@ WORKLOADS: tuple[Workload, ...] = (Network(), Disk(), Database(), Cpu())
 __all__ = [
     "NOTHING",
     "WORKLOADS",
-    "Session",
     "Together",
     "Workload",
     "check_guest",

@@ -19,7 +19,7 @@ from lab.vm.cmdline import Machine
 from lab.vm.qemu import Vm
 
 
-class Session(abc.ABC):
+class WorkloadRun(abc.ABC):
     """One run of a workload, in the order in which the pipeline calls it."""
 
     def equip(self, machine: Machine) -> Machine:
@@ -56,7 +56,7 @@ class Workload(abc.ABC):
         return ""
 
     @abc.abstractmethod
-    def opened(self, directory: Path) -> AbstractContextManager[Session]:
+    def opened(self, directory: Path) -> AbstractContextManager[WorkloadRun]:
         """Make it ready on the host for the block; logs go to `directory`.
 
         Raises PreconditionError when this host, or this user, lacks something.
@@ -67,7 +67,7 @@ class Workload(abc.ABC):
 class Together:
     """Any number of sessions as if they were one."""
 
-    sessions: tuple[Session, ...] = ()
+    sessions: tuple[WorkloadRun, ...] = ()
 
     def equip(self, machine: Machine) -> Machine:
         """Return the machine with the devices of all."""

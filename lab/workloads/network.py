@@ -23,7 +23,7 @@ from lab.model import Findings
 from lab.vm.binary import Binary
 from lab.vm.cmdline import Machine, Nic
 from lab.vm.qemu import Vm
-from lab.workloads.base import Session, Workload
+from lab.workloads.base import Workload, WorkloadRun
 from lab.workloads.netns import GUEST, PREFIX, Segment, segment
 from lab.workloads.traffic import FIGURES, GuestAccount, Traffic, figures, problems
 
@@ -46,17 +46,17 @@ class Network(Workload):
         return mechanism.missing_for_descriptors(old)
 
     @contextmanager
-    def opened(self, directory: Path) -> Iterator[Session]:
+    def opened(self, directory: Path) -> Iterator[WorkloadRun]:
         """A network of the lab's own, and the old QEMU's tap."""
         with segment(directory / "network.log") as made:
-            running = _Running(made)
+            running = _NetworkRun(made)
             try:
                 yield running
             finally:
                 running.close()
 
 
-class _Running(Session):
+class _NetworkRun(WorkloadRun):
     def __init__(self, made: Segment) -> None:
         self._segment = made
         self._tap = made.tap()

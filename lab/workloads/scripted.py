@@ -20,7 +20,7 @@ from lab.measure.downtime import Window
 from lab.model import Findings
 from lab.vm.qemu import Vm
 from lab.vm.qga import GuestAgent, guest_agent
-from lab.workloads.base import Session, Workload
+from lab.workloads.base import Workload, WorkloadRun
 
 #: All in the guest, perhaps under TCG on a busy host (s).
 _START_S = 300.0
@@ -39,9 +39,9 @@ class Scripted(Workload):
         return "" if has else "it has no disk with programs on it; take --guest debian"
 
     @contextmanager
-    def opened(self, directory: Path) -> Iterator[Session]:  # noqa: ARG002
+    def opened(self, directory: Path) -> Iterator[WorkloadRun]:  # noqa: ARG002
         """Nothing is needed on the host."""
-        yield _Running(self)
+        yield _ScriptedRun(self)
 
     def check(self, agent: GuestAgent, survivor: Vm) -> list[str]:  # noqa: ARG002
         """Look from outside; return what is wrong."""
@@ -93,7 +93,7 @@ class Disk(Scripted):
             agent.thaw(Deadline.after(_COMMAND_S, "the guest's file system is thawed"))
 
 
-class _Running(Session):
+class _ScriptedRun(WorkloadRun):
     def __init__(self, workload: Scripted) -> None:
         self._workload = workload
         self._script = f"/usr/local/lib/pageflip/{workload.name}"

@@ -10,14 +10,14 @@ import pytest
 from lab.base.errors import UsageError
 from lab.base.layout import CHECKOUT, Layout
 from lab.results.rounds import split
-from lab.review.candidate import Side, Subject, end_name
+from lab.review.candidate import End, Subject, end_name
 from lab.source.series import Series
 
 LAYOUT = Layout(CHECKOUT, CHECKOUT, CHECKOUT)
 MINE = Path("/a b/s")
 
 
-def subject(side: Side, old: str = "stock:10.0", new: str = "10.2") -> Subject:
+def subject(side: End, old: str = "stock:10.0", new: str = "10.2") -> Subject:
     series = Series("s", (MINE / "0001-x.patch", MINE / "0002-y.patch"))
     return Subject(LAYOUT, series, old, new, MINE, side)
 
@@ -25,13 +25,13 @@ def subject(side: Side, old: str = "stock:10.0", new: str = "10.2") -> Subject:
 @pytest.mark.parametrize(
     ("side", "bases", "pair"),
     [
-        (Side.NEW, ["10.2"], ("stock:10.0", "10.2+/a b/s")),
-        (Side.OLD, ["stock:10.0"], ("stock:10.0+/a b/s", "10.2")),
-        (Side.BOTH, ["stock:10.0", "10.2"], ("stock:10.0+/a b/s", "10.2+/a b/s")),
+        (End.NEW, ["10.2"], ("stock:10.0", "10.2+/a b/s")),
+        (End.OLD, ["stock:10.0"], ("stock:10.0+/a b/s", "10.2")),
+        (End.BOTH, ["stock:10.0", "10.2"], ("stock:10.0+/a b/s", "10.2+/a b/s")),
     ],
 )
 def test_the_series_goes_on_the_side_that_is_asked_for(
-    side: Side, bases: list[str], pair: tuple[str, str]
+    side: End, bases: list[str], pair: tuple[str, str]
 ) -> None:
     mine = subject(side)
     assert [base.name for base in mine.bases] == bases
@@ -42,16 +42,16 @@ def test_the_series_goes_on_the_side_that_is_asked_for(
 
 def test_checks_of_two_bases_are_told_apart() -> None:
     for side, tools in (
-        (Side.OLD, ["apply"]),
-        (Side.BOTH, ["apply on stock:10.0", "apply on 10.2"]),
+        (End.OLD, ["apply"]),
+        (End.BOTH, ["apply on stock:10.0", "apply on 10.2"]),
     ):
         mine = subject(side)
         assert [mine.tool("apply", base) for base in mine.bases] == tools
 
 
 def test_the_same_release_at_both_ends_has_the_series_at_the_right_one() -> None:
-    assert subject(Side.OLD, "10.2", "10.2").pair == ("10.2+/a b/s", "10.2")
-    assert subject(Side.NEW, "10.2", "10.2").pair == ("10.2", "10.2+/a b/s")
+    assert subject(End.OLD, "10.2", "10.2").pair == ("10.2+/a b/s", "10.2")
+    assert subject(End.NEW, "10.2", "10.2").pair == ("10.2", "10.2+/a b/s")
 
 
 @pytest.mark.parametrize(

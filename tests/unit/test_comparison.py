@@ -14,13 +14,13 @@ from rich.console import Console
 from lab.base.errors import ExitCode
 from lab.model import Side
 from lab.review import comparison
-from lab.review.comparison import Comparison, Report, Row, compare
-from lab.review.qtests import ABSENT, Outcome, TestResult
-from lab.review.vmstate import Finding
+from lab.review.comparison import Comparison, QtestPair, Regression, compare
+from lab.review.qtests import ABSENT, QtestOutcome, TestResult
+from lab.review.vmstate import StateCheck
 
-OK = TestResult(Outcome.OK)
-FAILED = TestResult(Outcome.FAILED, "a | b")
-SKIPPED = TestResult(Outcome.SKIPPED, "no shm")
+OK = TestResult(QtestOutcome.OK)
+FAILED = TestResult(QtestOutcome.FAILED, "a | b")
+SKIPPED = TestResult(QtestOutcome.SKIPPED, "no shm")
 
 
 def never(test: str) -> tuple[TestResult, TestResult]:
@@ -34,7 +34,7 @@ def test_what_agrees_is_not_run_again() -> None:
     assert [row.remark for row in found.rows] == ["", "fails with stock too", ""]
     assert found.added == {"/new": OK}
     assert found.broken == []
-    assert [found.count(one) for one in Outcome] == [(1, 1), (1, 1), (1, 1), (0, 0)]
+    assert [found.count(one) for one in QtestOutcome] == [(1, 1), (1, 1), (1, 1), (0, 0)]
 
 
 @pytest.mark.parametrize("patched", [FAILED, SKIPPED, ABSENT])
@@ -67,36 +67,36 @@ def test_a_difference_counts_when_it_comes_again(
     )
 
 
-def report(*rows: Row, passed: bool = True, own: TestResult = OK) -> Report:
+def report(*rows: QtestPair, passed: bool = True, own: TestResult = OK) -> Regression:
     side = Side(release="10.0", version="10.0.13", path="/qemu", sha256="0" * 64)
-    return Report(
+    return Regression(
         {"stock old": side},
         "tcg",
         "./pageflip regress",
         Path("/run"),
         [Comparison("the tests", list(rows), {"/localhost": own})],
-        [Finding("pc-q35-10.0", "old", passed, "two:\nlines")],
+        [StateCheck("pc-q35-10.0", "old", passed, "two:\nlines")],
     )
 
 
 @pytest.mark.parametrize(
     ("given", "code", "verdict"),
     [
-        (report(Row("/a", OK, OK), Row("/b", FAILED, FAILED)), ExitCode.PASS, "same"),
-        (report(Row("/a", OK, FAILED)), ExitCode.FAIL, "different"),
-        (report(Row("/a", OK, FAILED, (OK, OK))), ExitCode.PASS, "same"),
-        (report(Row("/a", OK, OK), passed=False), ExitCode.FAIL, "different"),
-        (report(Row("/a", FAILED, FAILED)), ExitCode.CANNOT_TELL, "cannot tell"),
-        (report(Row("/a", SKIPPED, SKIPPED)), ExitCode.CANNOT_TELL, "cannot tell"),
+        (report(QtestPair("/a", OK, OK), QtestPair("/b", FAILED, FAILED)), ExitCode.PASS, "same"),
+        (report(QtestPair("/a", OK, FAILED)), ExitCode.FAIL, "different"),
+        (report(QtestPair("/a", OK, FAILED, (OK, OK))), ExitCode.PASS, "same"),
+        (report(QtestPair("/a", OK, OK), passed=False), ExitCode.FAIL, "different"),
+        (report(QtestPair("/a", FAILED, FAILED)), ExitCode.CANNOT_TELL, "cannot tell"),
+        (report(QtestPair("/a", SKIPPED, SKIPPED)), ExitCode.CANNOT_TELL, "cannot tell"),
         (report(), ExitCode.PASS, "same"),
         # The series' own tests have nothing to be compared with, and must pass.
-        (report(Row("/a", OK, OK), own=FAILED), ExitCode.FAIL, "broken"),
-        (report(Row("/a", OK, OK), own=SKIPPED), ExitCode.PASS, "same"),
+        (report(QtestPair("/a", OK, OK), own=FAILED), ExitCode.FAIL, "broken"),
+        (report(QtestPair("/a", OK, OK), own=SKIPPED), ExitCode.PASS, "same"),
         # A difference is one whatever else cannot be told.
-        (report(Row("/a", FAILED, OK)), ExitCode.FAIL, "different"),
+        (report(QtestPair("/a", FAILED, OK)), ExitCode.FAIL, "different"),
     ],
 )
-def test_the_exit_code_is_the_verdict(given: Report, code: ExitCode, verdict: str) -> None:
+def test_the_exit_code_is_the_verdict(given: Regression, code: ExitCode, verdict: str) -> None:
     assert given.exit_code is code
     assert given.record()["verdict"] == verdict
 
@@ -113,7 +113,7 @@ def test_the_series_own_tests_alone_are_not_called_a_comparison() -> None:
 
 
 def test_the_record_has_every_row() -> None:
-    record = json.loads(json.dumps(report(Row("/a", OK, FAILED, (OK, OK))).record()))
+    record = json.loads(json.dumps(report(QtestPair("/a", OK, FAILED, (OK, OK))).record()))
     assert record["comparisons"] == [
         {
             "title": "the tests",
@@ -134,7 +134,9 @@ def test_the_record_has_every_row() -> None:
 
 
 def test_the_summary_has_every_row_and_count() -> None:
-    text = comparison.markdown(report(Row("/a", OK, OK), Row("/b", FAILED, FAILED), passed=False))
+    text = comparison.markdown(
+        report(QtestPair("/a", OK, OK), QtestPair("/b", FAILED, FAILED), passed=False)
+    )
     lines = text.splitlines()
     assert lines[0].startswith("# DIFFERENT")
     assert "- ok: 1 stock, 1 patched" in lines
@@ -147,14 +149,20 @@ def test_the_summary_has_every_row_and_count() -> None:
     assert "| pc-q35-10.0 | old | DIFFERS | two:<br>lines |" in lines
 
 
-def shown(given: Report) -> list[str]:
+def shown(given: Regression) -> list[str]:
     out = io.StringIO()
     comparison.show(given, Console(file=out, width=40, soft_wrap=True))
     return out.getvalue().splitlines()
 
 
 def test_the_screen_has_what_is_not_plainly_the_same() -> None:
-    lines = shown(report(Row("/plain", OK, OK), Row("/b", FAILED, FAILED), Row("/c", OK, FAILED)))
+    lines = shown(
+        report(
+            QtestPair("/plain", OK, OK),
+            QtestPair("/b", FAILED, FAILED),
+            QtestPair("/c", OK, FAILED),
+        )
+    )
     assert "  ok: 2 stock, 1 patched" in lines
     assert not any("/plain" in line for line in lines)
     at = lines.index("  /b: fails with stock too")
@@ -175,5 +183,5 @@ def test_the_screen_has_all_of_a_device_state_that_differs_and_a_line_of_one_tha
     assert shown(report(passed=False))[-4:-2] == ["two:", "lines"]
     assert "DIFFERS" in shown(report(passed=False))[-5]
     long = report()
-    long.vmstate[:] = [Finding("pc", "old", passed=False, text="line\n" * 99)]
+    long.vmstate[:] = [StateCheck("pc", "old", passed=False, text="line\n" * 99)]
     assert shown(long).count("line") == 12

@@ -13,7 +13,7 @@ from test_page import LINE, SAMPLE, made
 
 from lab import cli
 from lab.base.layout import Layout
-from lab.measure.timeline import CpuTime, Step
+from lab.measure.timeline import CpuTime, StatusChange
 from lab.model import Outcome, Result
 from lab.report import guestperf
 
@@ -22,9 +22,9 @@ LIVE = LINE.model_copy(
     update={
         "began_s": 1000.0,
         "steps": [
-            Step(at_ms=1.0, status="setup"),
-            Step(at_ms=2.0, status="active"),
-            Step(at_ms=149.0, status="completed"),
+            StatusChange(at_ms=1.0, status="setup"),
+            StatusChange(at_ms=2.0, status="active"),
+            StatusChange(at_ms=149.0, status="completed"),
         ],
         "cpu": [CpuTime(at_ms=-1200.0, used_ms=5000.0), CpuTime(at_ms=150.0, used_ms=6000.0)],
     }

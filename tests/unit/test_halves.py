@@ -7,15 +7,15 @@ import math
 
 import pytest
 
-from lab.review.halves import Verdict, first_bad
+from lab.review.halves import Judgement, first_bad
 
 
 def judge_of(first: int, skipped: set[int], asked: list[int]) -> object:
-    def judge(number: int) -> Verdict:
+    def judge(number: int) -> Judgement:
         asked.append(number)
         if number in skipped:
-            return Verdict.SKIP
-        return Verdict.BAD if number >= first else Verdict.GOOD
+            return Judgement.SKIP
+        return Judgement.BAD if number >= first else Judgement.GOOD
 
     return judge
 

@@ -15,7 +15,7 @@ from lab.base import process
 from lab.base.errors import PreconditionError, UsageError
 from lab.base.layout import Layout
 from lab.live import move
-from lab.live.move import Invocation, Moved, Mover, Plan
+from lab.live.move import CommandLine, Moved, Mover, Plan
 from lab.model import Outcome
 from lab.verbs import upgrade
 
@@ -89,7 +89,7 @@ def test_options_of_the_labs_own_guests_do_not_fit() -> None:
 
 
 def test_a_command_line_with_where_the_guest_comes_from(tmp_path: Path) -> None:
-    command = Invocation(("/q", "-m", "1G"), tmp_path, tmp_path / "q", (), ("defer", "x"))
+    command = CommandLine(("/q", "-m", "1G"), tmp_path, tmp_path / "q", (), ("defer", "x"))
     assert command.argv() == ["/q", "-m", "1G", "-incoming", "defer", "-incoming", "x"]
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from lab.base.errors import CannotTellError
 from lab.review import qtests
-from lab.review.qtests import ABSENT, Bench, Outcome, TestResult, parse
+from lab.review.qtests import ABSENT, QtestOutcome, Setup, TestResult, parse
 
 TEST = "/x86_64/migration/precopy/unix/plain"
 HEAD = """# random seed: R02Sf1
@@ -34,29 +34,29 @@ ANSWER = """# {
 @pytest.mark.parametrize(
     ("output", "status", "outcome", "reason"),
     [
-        (f"ok 1 {TEST}\n", 0, Outcome.OK, ""),
-        (f"    ok 12 {TEST}\n", 0, Outcome.OK, ""),  # a subtest of newer GLibs
-        (f"ok 1 {TEST} # SKIP no shm\n", 0, Outcome.SKIPPED, "no shm"),
-        (f"ok 1 {TEST} # skip\n", 0, Outcome.SKIPPED, ""),
-        (f"not ok 1 {TEST}\n", 1, Outcome.FAILED, "exit status 1"),
-        (f"not ok 1 {TEST} - {BAIL}\n", -6, Outcome.FAILED, BAIL),
-        (f"not ok 1 {TEST}\nBail out! {BAIL}\n", -6, Outcome.FAILED, BAIL),
+        (f"ok 1 {TEST}\n", 0, QtestOutcome.OK, ""),
+        (f"    ok 12 {TEST}\n", 0, QtestOutcome.OK, ""),  # a subtest of newer GLibs
+        (f"ok 1 {TEST} # SKIP no shm\n", 0, QtestOutcome.SKIPPED, "no shm"),
+        (f"ok 1 {TEST} # skip\n", 0, QtestOutcome.SKIPPED, ""),
+        (f"not ok 1 {TEST}\n", 1, QtestOutcome.FAILED, "exit status 1"),
+        (f"not ok 1 {TEST} - {BAIL}\n", -6, QtestOutcome.FAILED, BAIL),
+        (f"not ok 1 {TEST}\nBail out! {BAIL}\n", -6, QtestOutcome.FAILED, BAIL),
         (
             f"{ANSWER}**\nBail out! {BAIL}\n",
             -6,
-            Outcome.FAILED,
+            QtestOutcome.FAILED,
             f'{BAIL}; QEMU\'s last error: "no"',
         ),
-        (f"# {TEST}\nBail out!\n", -6, Outcome.FAILED, "SIGABRT"),
-        ("qemu: cannot\n", 1, Outcome.FAILED, "exit status 1: qemu: cannot"),
-        (f"ok 1 {TEST}/below\n", 0, Outcome.FAILED, "exit status 0"),
-        (f"ok 1 {TEST}\n", -11, Outcome.FAILED, "ok, but then SIGSEGV"),
-        ("", -99, Outcome.FAILED, "signal 99"),
-        ("", 0, Outcome.FAILED, "exit status 0"),
+        (f"# {TEST}\nBail out!\n", -6, QtestOutcome.FAILED, "SIGABRT"),
+        ("qemu: cannot\n", 1, QtestOutcome.FAILED, "exit status 1: qemu: cannot"),
+        (f"ok 1 {TEST}/below\n", 0, QtestOutcome.FAILED, "exit status 0"),
+        (f"ok 1 {TEST}\n", -11, QtestOutcome.FAILED, "ok, but then SIGSEGV"),
+        ("", -99, QtestOutcome.FAILED, "signal 99"),
+        ("", 0, QtestOutcome.FAILED, "exit status 0"),
     ],
 )
 def test_what_the_driver_says_is_read(
-    output: str, status: int, outcome: Outcome, reason: str
+    output: str, status: int, outcome: QtestOutcome, reason: str
 ) -> None:
     assert parse(HEAD + output, TEST, status) == TestResult(outcome, reason)
 
@@ -66,12 +66,12 @@ def test_the_list_is_the_names_alone() -> None:
 
 
 def test_results_agree_by_what_they_came_to() -> None:
-    ok, failed = TestResult(Outcome.OK), TestResult(Outcome.FAILED, "0x1234")
-    skipped = TestResult(Outcome.SKIPPED, "no shm")
+    ok, failed = TestResult(QtestOutcome.OK), TestResult(QtestOutcome.FAILED, "0x1234")
+    skipped = TestResult(QtestOutcome.SKIPPED, "no shm")
     assert ok.agrees(ok)
-    assert failed.agrees(TestResult(Outcome.FAILED, "0x5678"))
-    assert skipped.agrees(TestResult(Outcome.SKIPPED, "no shm"))
-    assert not skipped.agrees(TestResult(Outcome.SKIPPED, "no memory"))
+    assert failed.agrees(TestResult(QtestOutcome.FAILED, "0x5678"))
+    assert skipped.agrees(TestResult(QtestOutcome.SKIPPED, "no shm"))
+    assert not skipped.agrees(TestResult(QtestOutcome.SKIPPED, "no memory"))
     assert not ok.agrees(failed)
     assert not ok.agrees(skipped)
     assert not ok.agrees(ABSENT)
@@ -121,18 +121,18 @@ esac
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Bench:
+def bench(tmp_path: Path) -> Setup:
     driver = tmp_path / "migration-test"
     driver.write_text(_DRIVER)
     driver.chmod(0o755)
     (tmp_path / "tree" / "scripts").mkdir(parents=True)
     (tmp_path / "tree" / "scripts" / "marker").write_text("# the tree's\n")
     qemu = tmp_path / "qemu"
-    return Bench(driver, tmp_path / "tree", qemu, qemu, tmp_path)
+    return Setup(driver, tmp_path / "tree", qemu, qemu, tmp_path)
 
 
 def test_each_test_is_run_alone(
-    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bench: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SECRET", "1")
     with qtests.stand(bench, tmp_path / "logs") as stand:
@@ -143,8 +143,8 @@ def test_each_test_is_run_alone(
         assert left == {"old", "new", "scripts"}
     assert not stand.directory.exists()
     assert list(results) == ["/x/a", "/x/c"]
-    assert results["/x/a"] == TestResult(Outcome.OK)
-    assert results["/x/c"] == TestResult(Outcome.FAILED, "--tap -k --full -p /x/c")
+    assert results["/x/a"] == TestResult(QtestOutcome.OK)
+    assert results["/x/c"] == TestResult(QtestOutcome.FAILED, "--tap -k --full -p /x/c")
     log = (tmp_path / "logs" / "x.c.log").read_text()
     assert log.startswith("+ env -i PATH=")
     assert f" TMPDIR={stand.directory}/" in log
@@ -152,22 +152,22 @@ def test_each_test_is_run_alone(
 
 
 def test_a_test_that_hangs_has_failed(
-    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bench: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with qtests.stand(bench, tmp_path / "logs") as stand:
         assert stand.names
         monkeypatch.setattr(qtests, "_TEST_S", 0.2)
-        assert stand.run("/x/a/b") == TestResult(Outcome.FAILED, "not done after 0.2 s")
+        assert stand.run("/x/a/b") == TestResult(QtestOutcome.FAILED, "not done after 0.2 s")
 
 
-def test_thorough_asks_for_the_slow_and_the_flaky(bench: Bench, tmp_path: Path) -> None:
+def test_thorough_asks_for_the_slow_and_the_flaky(bench: Setup, tmp_path: Path) -> None:
     with qtests.stand(replace(bench, thorough=True, accel="kvm"), tmp_path / "logs") as stand:
         ring = ["/x/dirty_ring", "/x/vcpu_dirty_limit"]
         assert stand.names == ["/x/flaky", "/x/a", "/x/a/b", "/x/c", *ring]
         assert stand.run("/x/c").reason == "--tap -k --full -m slow -p /x/c"
 
 
-def test_a_driver_that_lists_nothing_is_the_labs_trouble(bench: Bench, tmp_path: Path) -> None:
+def test_a_driver_that_lists_nothing_is_the_labs_trouble(bench: Setup, tmp_path: Path) -> None:
     bench.driver.write_text("#!/bin/sh\necho no\n")
     with (
         qtests.stand(bench, tmp_path / "logs") as stand,

@@ -15,7 +15,7 @@ from lab.base.errors import ExitCode, PreconditionError, UsageError
 from lab.base.layout import CHECKOUT, Layout
 from lab.pair import build, firmware
 from lab.review import qtests, regress, vmstate
-from lab.review.qtests import Bench, Outcome, TestResult
+from lab.review.qtests import QtestOutcome, Setup, TestResult
 from lab.review.regress import RegressOptions
 from lab.verbs import regress as verb
 from lab.vm import binary
@@ -51,7 +51,7 @@ def test_what_cannot_be_is_told(words: tuple[str, str]) -> None:
 class FakeStand:
     """A stand whose tests come to what is given, in turn."""
 
-    def __init__(self, bench: Bench, results: dict[str, list[TestResult]]) -> None:
+    def __init__(self, bench: Setup, results: dict[str, list[TestResult]]) -> None:
         self.bench, self.results, self.ran = bench, results, list[str]()
         self.names = list(results)
 
@@ -78,7 +78,7 @@ class World:
         sha256 = self.hashes.get(str(path), str(path))
         return Binary(path, "1", sha256, release, frozenset(), frozenset())
 
-    def stand(self, bench: Bench, logs: Path) -> AbstractContextManager[FakeStand]:
+    def stand(self, bench: Setup, logs: Path) -> AbstractContextManager[FakeStand]:
         side = f"{logs.parent.name} {logs.name}"
         results = self.results.get(side, {"/a": [OK], "/b": [OK]})
         self.stands[side] = FakeStand(bench, {name: list(one) for name, one in results.items()})
@@ -90,7 +90,7 @@ class World:
         return into
 
 
-OK, FAILED = TestResult(Outcome.OK), TestResult(Outcome.FAILED)
+OK, FAILED = TestResult(QtestOutcome.OK), TestResult(QtestOutcome.FAILED)
 
 
 @pytest.fixture
@@ -170,7 +170,7 @@ def test_a_test_that_the_series_driver_lost_is_a_difference(world: World) -> Non
     world.results["10.2 patched-own-driver"] = {"/a": [OK]}
     report = regress.regress(world.layout, RegressOptions(drivers=("new",)))
     assert report.exit_code is ExitCode.FAIL
-    assert report.comparisons[1].rows[1].patched.outcome is Outcome.ABSENT
+    assert report.comparisons[1].rows[1].patched.outcome is QtestOutcome.ABSENT
 
 
 def test_only_tests_that_match_are_run(world: World) -> None:

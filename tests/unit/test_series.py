@@ -125,7 +125,7 @@ def test_parsing_a_series_gives_names_or_says_why_not(text: str) -> None:
 
 @given(st.text())
 def test_parsing_what_patch_prints_never_fails(text: str) -> None:
-    assert isinstance(gnupatch.parse(text), gnupatch.Outcome)
+    assert isinstance(gnupatch.parse(text), gnupatch.PatchReport)
 
 
 def test_the_digest_is_of_contents_and_order(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from lab.base.layout import CHECKOUT, Layout
 from lab.results import figures, rounds
 from lab.results.figures import Bench
 from lab.review import checks, suite
-from lab.review.candidate import Side, Subject
+from lab.review.candidate import End, Subject
 from lab.review.checks import Check, Status
 from lab.review.suite import Ran
 from lab.source.series import Series
@@ -126,8 +126,8 @@ def test_one_release_is_enough_to_end_it(monkeypatch: pytest.MonkeyPatch, tmp_pa
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("side", list(Side))
-def test_guests_are_upgraded_from_and_to_the_right_qemus(side: Side, tmp_path: Path) -> None:
+@pytest.mark.parametrize("side", list(End))
+def test_guests_are_upgraded_from_and_to_the_right_qemus(side: End, tmp_path: Path) -> None:
     mine = dataclasses.replace(subject(tmp_path), side=side)
     old, new = mine.pair
     request = checks.request(mine)

@@ -21,15 +21,16 @@ from lab.measure.downtime import Window
 from lab.mechanisms import MECHANISMS, Mechanism, choose
 from lab.model import Findings
 from lab.vm.cmdline import Machine
-from lab.workloads import WORKLOADS, Session, Workload
-from lab.workloads.network import Network, _Running
+from lab.workloads import WORKLOADS, Workload
+from lab.workloads.base import WorkloadRun
+from lab.workloads.network import Network, _NetworkRun
 from lab.workloads.scripted import Disk
 
 LAYOUT = Layout(CHECKOUT, Path("/nowhere"), Path("/nowhere"))
 WINDOW = Window(0, 1)
 
 
-class Noting(Session):
+class Noting(WorkloadRun):
     """Notes what it is asked for."""
 
     def __init__(self, word: str, said: list[str]) -> None:
@@ -60,7 +61,7 @@ class Noted(Workload):
         return "it has no hands" if self.word == "juggle" else ""
 
     @contextmanager
-    def opened(self, directory: Path) -> Iterator[Session]:
+    def opened(self, directory: Path) -> Iterator[WorkloadRun]:
         self.said.append(f"open {self.word}")
         try:
             yield Noting(self.word, self.said)
@@ -118,7 +119,7 @@ class Taps:
 
 @pytest.mark.parametrize("mechanism", MECHANISMS, ids=lambda one: one.name)
 def test_the_new_qemu_has_a_tap_of_its_own_unless_it_inherits(mechanism: Mechanism) -> None:
-    running = _Running(cast("Any", Taps()))
+    running = _NetworkRun(cast("Any", Taps()))
     old = running.equip(OLD)
     new = running.succeed(old, mechanism)
     assert old.descriptors == (41,)
