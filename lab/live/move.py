@@ -84,7 +84,8 @@ class CommandLine:
 def plan(what: str, new: Binary, wanted: str) -> Plan:
     """Look at a QEMU; raise PreconditionError with every reason when it cannot be upgraded."""
     found = look.look(what)
-    seen = preflight.examine(found, new)
+    made = preflight.successor(found, new)
+    seen = preflight.examine(found, new, made)
     chosen = mechanisms.named(seen.best or seen.ways[0].mechanism if wanted == "auto" else wanted)
     assert chosen is not None
     way = next(one for one in seen.ways if one.mechanism == chosen.name)
@@ -98,7 +99,7 @@ def plan(what: str, new: Binary, wanted: str) -> Plan:
             f"process {found.pid} cannot be upgraded by {way.mechanism}: {'; '.join(reasons)}",
             hint=f"all ways: ./pageflip preflight {what} --new {new.path}",
         )
-    return Plan(found, seen, chosen, preflight.successor(found, new))
+    return Plan(found, seen, chosen, made)
 
 
 class Mover:

@@ -74,10 +74,9 @@ class Preflight(Model):
     remarks: list[str]
 
 
-def examine(found: Running, new: Binary) -> Preflight:
-    """Say of every mechanism whether it is possible, and why not."""
+def examine(found: Running, new: Binary, made: Successor) -> Preflight:
+    """Say of every mechanism whether it is possible, and why not; `made` is the successor's."""
     used, free = memory.pss(found.pid), facts.memory_bytes("MemAvailable")
-    made = successor(found, new)
     never = [*lacks(new, found), *found.changes, *made.refusals]
     ways = [
         _way(one, found, new, used, free, [*never, *_start_reasons(one, found, made)])

@@ -15,7 +15,7 @@ from rich.text import Text
 from lab.base.errors import ExitCode
 from lab.base.progress import note
 from lab.live.look import look
-from lab.live.preflight import Preflight, examine
+from lab.live.preflight import Preflight, examine, successor
 from lab.vm import binary
 
 _MIB = 2**20
@@ -61,7 +61,8 @@ def show(found: Preflight, console: Console) -> None:
 def run(given: argparse.Namespace) -> int:
     """Do what ``pageflip preflight`` says; the exit code is 1 when there is no way at all."""
     new = binary.inspect(given.new)
-    found = examine(look(given.qemu), new)
+    running = look(given.qemu)
+    found = examine(running, new, successor(running, new))
     if given.json:
         sys.stdout.write(found.model_dump_json(indent=2) + "\n")
     else:

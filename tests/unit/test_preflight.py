@@ -60,12 +60,16 @@ def known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preflight.facts, "memory_bytes", lambda _field: 2**32)
 
 
+def examined(found: Running) -> preflight.Preflight:
+    return preflight.examine(found, NEW, preflight.successor(found, NEW))
+
+
 def possible(found: Running) -> set[str]:
-    return {way.mechanism for way in preflight.examine(found, NEW).ways if way.possible}
+    return {way.mechanism for way in examined(found).ways if way.possible}
 
 
 def test_an_ordinary_guest() -> None:
-    found = preflight.examine(qemu("-m", "2G"), NEW)
+    found = examined(qemu("-m", "2G"))
     assert found.best == "flip"
     assert possible(qemu()) == {
         "flip", "flip-late", "gift", "copy", "postcopy", "precopy", "multifd", "stop-copy",
@@ -79,7 +83,7 @@ def test_an_ordinary_guest() -> None:
 def test_a_guest_on_shared_memory() -> None:
     assert "flip" not in possible(qemu(share=True))
     assert {"handover", "gift"} <= possible(qemu(share=True))
-    assert preflight.examine(qemu(share=True), NEW).best == "handover"
+    assert examined(qemu(share=True)).best == "handover"
     assert "cpr-transfer" not in possible(qemu(share=True))
     assert "cpr-transfer" in possible(qemu(share=True, aux=True))
     on_file = ("-object", "memory-backend-file,id=pc.ram,mem-path=/dev/shm/x,size=2G,share=on")
@@ -91,7 +95,7 @@ def test_no_way_at_all() -> None:
         qemu(blockers=("a device cannot be moved",)),
         qemu("-device", "edu"),
     ):
-        told = preflight.examine(found, NEW)
+        told = examined(found)
         assert told.best is None
         assert not any(way.possible for way in told.ways)
     assert "the new QEMU has no device edu" in told.ways[0].reasons
@@ -194,4 +198,4 @@ def test_a_running_one_is_asked_and_nothing_more(
     )
     # Nothing that changes anything.
     assert all(re.match(r"query-|qom-get|qom-list", command) for command in asked)
-    assert json.loads(preflight.examine(found, NEW).model_dump_json())["ram_bytes"] == 2**30
+    assert json.loads(examined(found).model_dump_json())["ram_bytes"] == 2**30
