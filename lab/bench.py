@@ -48,7 +48,7 @@ class BenchSession:
     troubled: bool = False
 
     def go(self) -> None:
-        """Do all runs that are left; whatever ends them, what there is has been kept."""
+        """Do the remaining runs, keeping each result as soon as there is one."""
         slots = plan(self.bench.request)
         self._keep()
         with overall("bench") as told:
@@ -62,7 +62,7 @@ class BenchSession:
     def _left(self, slots: Sequence[Slot]) -> list[Slot]:
         turns: list[Turn] = [*self.bench.runs, *self.bench.troubles]
         done = {(turn.round, turn.case) for turn in turns}
-        # What a mechanism lacks, it lacks whatever the guest rewrites.
+        # A mechanism that cannot be used at one dirty rate cannot be used at any.
         never = {(entry.ram_bytes, entry.mechanism) for entry in self.bench.inapplicable}
         return [
             slot
@@ -72,7 +72,7 @@ class BenchSession:
         ]
 
     def _once(self, slot: Slot) -> str:
-        """Do one run, keep what came of it, and return it in a few words.
+        """Do one run, keep its result, and return that in a few words.
 
         What the lab cannot do is kept as well and the bench goes on; twice in a row ends it.
         """
@@ -166,7 +166,7 @@ def begin(layout: Layout, request: Request, runner: Runner) -> BenchSession:
 
 
 def resume(layout: Layout, directory: Path, runner: Runner) -> BenchSession:
-    """Return the session that goes on with the bench in `directory`; raise UsageError."""
+    """Return the session that resumes the bench in `directory`; raise UsageError."""
     path = directory / FILE
     bench = read_bench(path)
     if (here := facts.fingerprint()) != bench.host:
@@ -193,13 +193,13 @@ def carry_out(session: BenchSession, gate: Gate = NO_GATE) -> ExitCode:
 
 
 def leave(session: BenchSession) -> None:
-    """Write what people read of it."""
+    """Write bench.md and report.html."""
     tables.write(session.bench, session.directory / "bench.md")
     write.write_bench(session.bench, session.directory)
 
 
 def measure(layout: Layout, request: Request) -> Bench:
-    """Return the bench that is asked for, built and carried out, and shown to nobody."""
+    """Build what is missing, run the bench and return it, without showing anything."""
     prepare(layout, request)
     session = begin(layout, request, upgrade_once)
     session.go()

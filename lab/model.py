@@ -48,7 +48,7 @@ class Side(Model):
     release: str | None = Field(
         description="release as named in patches/releases.toml; null for a path"
     )
-    version: str = Field(description="what the binary says of itself")
+    version: str = Field(description="the version that the binary reports")
     path: str
     sha256: str
 
@@ -67,13 +67,13 @@ class Pause(Model):
 
 
 class Brownout(Model):
-    """How slow the guest was, by its heartbeats in pieces of 20 ms; the pause is a part of it."""
+    """How slow the guest was, from its heartbeats in slices of 20 ms; this includes the pause."""
 
     lowest_share: float = Field(
         description="fewest heartbeats in a piece, as a share of the usual number"
     )
     slow_ms: float = Field(
-        description="pieces with less than 80 % of it, from the beginning until a second after"
+        description="slices below 80 % of the usual rate, until a second after the end"
     )
     slow_before_ms: float = Field(description="the same in the second before: the noise")
 
@@ -174,7 +174,7 @@ class Block(Model):
 
 
 class Phases(Model):
-    """The parts of the upgrade (ms), where the mechanism tells them."""
+    """The phases of the upgrade (ms), where the mechanism reports them."""
 
     new_start: float | None = Field(
         default=None, description="start of the new process to its monitor"

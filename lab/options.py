@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the user asks of an upgrade, checked before anything starts."""
+"""The options of an upgrade, checked before anything starts."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def share(text: str, whole: int) -> int:
 
 
 class GuestOptions(Model):
-    """What every verb asks for that upgrades guests of the lab's own."""
+    """The options of every verb that upgrades guests of the lab's own."""
 
     guest: Annotated[
         str,
@@ -139,7 +139,7 @@ class UpgradeOptions(GuestOptions):
 
     @property
     def touched_bytes(self) -> int:
-        """How much of it is filled, in whole pages."""
+        """How much of RAM is filled, in whole pages."""
         return share(self.touch, self.ram_bytes) // 4096 * 4096
 
     @property
@@ -181,7 +181,7 @@ def parse(given: argparse.Namespace, layout: Layout | None = None) -> UpgradeOpt
 
 
 def of(**asked: Any) -> UpgradeOptions:
-    """Return what is asked for, and the default for everything else; raise UsageError.
+    """Return these options, and the default for every other one; raise UsageError.
 
     Names and values as on the command line, with ``_`` for ``-``.
     """

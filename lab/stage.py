@@ -128,7 +128,7 @@ def check_host_and_names(layout: Layout, options: UpgradeOptions) -> dict[str, B
 def paired_build(
     layout: Layout, options: UpgradeOptions, given: dict[str, Binary], record: Record
 ) -> Pair:
-    """Build what is asked for by release, take what is given by path."""
+    """Build the QEMUs named by release, take those given by path."""
     built = {
         side: build.by_name(layout, name)
         for side, name in (("old", options.old), ("new", options.new))
@@ -151,7 +151,7 @@ def guest_image(layout: Layout, options: UpgradeOptions, record: Record) -> Gues
 
 
 def confine(group: MemoryGroup | None, options: UpgradeOptions) -> None:
-    """Limit the memory of both QEMUs together, if that is asked for."""
+    """Limit the memory of both QEMUs together, for ``--memory-margin``."""
     if options.margin_bytes is None:
         return
     if group is None:

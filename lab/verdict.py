@@ -79,7 +79,7 @@ def faults(result: Result) -> list[str]:
 def _outcome(seen: Observation) -> list[str]:
     where = {
         Outcome.UPGRADED: "",
-        Outcome.ROLLED_BACK: "the guest was not upgraded; it goes on under the old QEMU",
+        Outcome.ROLLED_BACK: "the guest was not upgraded; it still runs under the old QEMU",
         Outcome.LOST: "the guest is lost: neither QEMU runs it",
         Outcome.DOUBLED: "both QEMUs run the guest at once",
     }[seen.outcome]

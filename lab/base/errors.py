@@ -54,7 +54,7 @@ class CannotTellError(LabError):
 
 
 class PreconditionError(CannotTellError):
-    """This host, or this pair of QEMUs, lacks what was asked for; a test cancels with the words."""
+    """This host, or this pair of QEMUs, cannot do it; a test that needs it is cancelled."""
 
 
 class RefusedError(CannotTellError):

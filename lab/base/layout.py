@@ -30,7 +30,7 @@ def _root(package: Path) -> Path:
     return package.parent if (package.parent / "patches").is_dir() else package / "data"
 
 
-#: The checkout; of an installed package, what it has of it.
+#: The checkout, or the part of it that an installed package carries.
 CHECKOUT = _root(Path(__file__).resolve().parents[1])
 
 

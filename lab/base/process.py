@@ -47,7 +47,7 @@ GIT_LOCAL = frozenset(
 Argv = Sequence[str | os.PathLike[str]]
 _TAIL_LINES = 30
 _GRACE_S = 5.0
-#: What `ChildOf.poll` says of a process that has ended: how is not known.
+#: What `ChildOf.poll` returns for a process that has ended: its exit status is not known.
 ENDED = 255
 
 
@@ -57,7 +57,7 @@ class CommandError(CannotTellError):
     def __init__(self, argv: Argv, status: str, output: str, log: Path | None, hint: str) -> None:
         self.output = output
         tail = "\n".join("    " + line for line in output.rstrip().splitlines()[-_TAIL_LINES:])
-        where = f"\n    (all of it: {log})" if log else ""
+        where = f"\n    (in full: {log})" if log else ""
         super().__init__(f"{command_line(argv)}: {status}\n{tail}{where}".rstrip(), hint)
 
 
@@ -195,7 +195,7 @@ class Process(Protocol):
 
 
 def stat(pid: int) -> list[str]:
-    """Return what the kernel says of a process, from its state on (proc_pid_stat(5), field 3).
+    """Return the fields of /proc/PID/stat, from the state on (proc_pid_stat(5), field 3).
 
     Empty once it is gone; of a zombie there is still everything.
     """
@@ -207,7 +207,7 @@ def stat(pid: int) -> list[str]:
 
 
 class Foreign:
-    """A process that is no child of ours; what a Popen tells of one, this does too."""
+    """A process that is not our child, with the interface of a Popen."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
@@ -225,7 +225,7 @@ def children(pid: int) -> Iterator[int]:
 
 
 class ChildOf:
-    """The child that a process of ours starts by itself; what a Popen tells of one, this does too.
+    """The child that a process of ours starts by itself, with the interface of a Popen.
 
     It is in its parent's process group, and is ended with it.  `besides` are other children of it.
     """
@@ -283,7 +283,7 @@ class Become:
         return 0
 
     def poll(self) -> int | None:
-        """Return None until the process has ended, whatever it is."""
+        """Return None until the process has ended, whichever program it runs."""
         return self._process.poll()
 
 

@@ -23,7 +23,7 @@ def note(text: str) -> None:
 
 @functools.cache
 def note_once(text: str) -> None:
-    """Print one line of progress, however often it is said."""
+    """Print one line of progress, once however often it is called."""
     note(text)
 
 

@@ -38,14 +38,14 @@ Closure = Callable[[Layout, str, list[str]], list[str]]
 #: The agent's sources must compile with these without a word.
 WARNINGS = ("-Wall", "-Wextra")
 CFLAGS = ("-std=gnu11", "-O2", "-pthread", "-static", "-s", "-Wl,--build-id=none")
-#: A payload has no C library under it, and part of it runs where nothing saves SSE registers.
+#: A payload has no C library, and some of its code runs where nothing saves SSE registers.
 PAYLOAD_CFLAGS = (
     *("-std=gnu11", "-O2", "-ffreestanding", "-nostdlib", "-static", "-fno-pie", "-no-pie"),
     *("-mgeneral-regs-only", "-mno-red-zone", "-fno-stack-protector", "-fcf-protection=none"),
     *("-Wl,--build-id=none", "-Wl,-z,noexecstack", "-Wl,-z,max-page-size=4096"),
     "-Wl,--no-warn-rwx-segments",
 )
-#: QEMU's multiboot loader wants a 32-bit file, whatever the code in it.
+#: QEMU's multiboot loader wants a 32-bit file, even for 64-bit code.
 _PAYLOAD_FORMAT = "elf32-i386"
 _STATIC_LIBRARIES = ("libc.a", "libjansson.a")
 _RECORD = "image.json"

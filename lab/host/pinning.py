@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Processors for the guest alone: measurements with less noise, where that is asked for.
+"""Processors reserved for the guest, by ``--pin``: measurements with less noise.
 
 tuna(8) moves the lab, what it starts, and the host's interrupts to one half of the processors; the
 guest's virtual processors get the other half.  Threads end with the run.  Where the interrupts were
@@ -121,7 +121,7 @@ def _put_back(mark: Path) -> None:
     except FileNotFoundError:
         return
     for irq, cpus in before.items():
-        with suppress(OSError):  # gone meanwhile, or one that the kernel never moves
+        with suppress(OSError):  # gone by now, or one that the kernel never moves
             (_IRQS / irq / "smp_affinity_list").write_text(cpus, encoding="ascii")
     mark.unlink()
 

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""QEMUs of others: looked at, and upgraded."""
+"""QEMUs that the lab did not start: examined, and upgraded."""

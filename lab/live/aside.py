@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What only one of two QEMUs can have, while both run: sockets, pid files, taps."""
+"""What two QEMUs cannot both have: socket paths, pid files, taps."""
 
 from __future__ import annotations
 

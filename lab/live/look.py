@@ -26,7 +26,7 @@ Ask = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Backend:
-    """A piece of guest RAM, as query-memdev tells it."""
+    """A part of guest RAM, from query-memdev."""
 
     name: str
     size_bytes: int
@@ -155,7 +155,7 @@ def connected(pid: int, path: Path) -> Iterator[Monitor]:
 
 
 def look(what: str) -> Running:
-    """Ask a running QEMU what it is; nothing of it is changed.
+    """Ask a running QEMU what it is, without changing it.
 
     Raises UsageError and PreconditionError when there is nobody to ask.
     """
@@ -221,6 +221,6 @@ def _changes(argv: Sequence[str], ask: Ask, told: Callable[[str, str], Any]) -> 
                 yield f"device {one['name']} was plugged in while the guest ran"
     for disk in ask("query-block"):
         image = disk.get("inserted", {}).get("image", {}).get("filename", "")
-        # One of several layers, or of another protocol, is told as JSON or an URL.
+        # An image of several layers, or of another protocol, is JSON or a URL here.
         if image.startswith("/") and not any(Path(image).name in word for word in argv):
             yield f"the image of {disk.get('device') or disk.get('qdev')} is {image} by now"

@@ -40,7 +40,7 @@ _QUIT_S = 30.0
 
 
 class Moved(Model):
-    """What became of one of them."""
+    """The result for one QEMU."""
 
     pid: int
     new_pid: int = Field(description="0 where there is none")
@@ -58,7 +58,7 @@ class Moved(Model):
 
 @dataclass(frozen=True)
 class Plan:
-    """One QEMU, what was found out of it, and what is to be done with it."""
+    """One QEMU, what preflight found, and how it will be moved."""
 
     found: Running
     seen: Preflight
@@ -213,7 +213,7 @@ def _as_user(pid: int) -> list[str]:
 
 
 def _move(start: VmFactory, plan: Plan, old: Qemu, new: Qemu, record: Record) -> Moved:
-    """Move the guest, and say what became of it."""
+    """Move the guest and return the result."""
     with memory.sampled(old, new, considerate=True) as sampler:
         moved = move(start, old, new, plan.mechanism)
     record.write("upgrade", moved.record())
@@ -264,12 +264,12 @@ def _verify(moved: Moved) -> None:
         raise CannotTellError(
             f"process {moved.pid} has been upgraded, but {moved.monitor} is answered by process "
             f"{there.pid}, QEMU {there.binary.version}, and not by {moved.new_pid}",
-            hint=f"everything that was done: {moved.run_directory}",
+            hint=f"a record of everything that was done: {moved.run_directory}",
         )
 
 
 def _tell(moved: Moved) -> None:
-    """Say what became of one of them."""
+    """Report the result for one QEMU."""
     if moved.outcome is Outcome.UPGRADED:
         pause = "" if moved.pause_ms is None else f", stood still for {moved.pause_ms:.1f} ms"
         ratio = "" if moved.memory_ratio is None else f", memory {moved.memory_ratio:.2f}"
@@ -279,7 +279,7 @@ def _tell(moved: Moved) -> None:
         )
         return
     where = {
-        Outcome.ROLLED_BACK: "its guest goes on there, as if nothing had been",
+        Outcome.ROLLED_BACK: "its guest keeps running there, unaffected",
         Outcome.DOUBLED: f"and process {moved.new_pid} BOTH run the guest: stop one of them",
     }.get(moved.outcome, f"nobody runs its guest; process {moved.new_pid} may have it, stopped")
     note(f"process {moved.pid} was not upgraded; {where}: {moved.failure}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Which ways there are to upgrade a running QEMU, and what each would cost.
+"""Which mechanisms can upgrade a running QEMU, and what each would cost.
 
 It reads, and changes nothing.
 """

@@ -41,7 +41,7 @@ _DROPPED = frozenset({"S", "daemonize", "incoming", "loadvm"})
 #: What cannot be carried over by any means, and why.
 _REFUSED = {
     "add-fd": "the descriptor is not passed on",
-    "chroot": "the new QEMU would be started inside of it",
+    "chroot": "the new QEMU would be started inside it",
     "gdb": "two QEMUs cannot listen there",
     "runas": "the new QEMU could not become that user once more",
     "s": "two QEMUs cannot listen on that port",

@@ -13,7 +13,7 @@ from lab.measure import downtime
 from lab.model import Integrity
 from lab.vm.agent import Beat, Control
 
-#: The slowest seen under TCG is some 100 MB/s; this is a tenth of it (bytes/s).
+#: The slowest seen under TCG is some 100 MB/s; this is a tenth of that (bytes/s).
 _SLOWEST_RATE = 10 * 2**20
 
 

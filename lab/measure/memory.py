@@ -25,7 +25,7 @@ from typing import Protocol
 from lab.model import Memory, Sample
 
 _PSS = re.compile(rb"^(Pss|Shared_Hugetlb|Private_Hugetlb):\s+(\d+) kB$", re.MULTILINE)
-#: Pss leaves the pool's huge pages out, and who else has a shared one is not told: the other QEMU.
+#: Pss leaves out the pool's huge pages; a shared one is assumed to be shared with the other QEMU.
 _WEIGHT = {b"Pss": 1.0, b"Private_Hugetlb": 1.0, b"Shared_Hugetlb": 0.5}
 #: In smaps: a mapping's addresses and permissions, and further down its huge pages (proc(5)).
 _MAPPING = re.compile(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a way to move a guest is."""
+"""The base class of every way to move a guest."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class Mechanism(abc.ABC):
         ]
 
     def phases(self, info: Mapping[str, Any], new_start_ms: float | None) -> Phases:
-        """Return the parts of the upgrade that the mechanism tells of."""
+        """Return the phases that the mechanism reports."""
         return Phases(new_start=new_start_ms)
 
     def uri(self, new: Qemu) -> str:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The ways that the series in patches/ adds."""
+"""The mechanisms that the series in patches/ adds."""
 
 from __future__ import annotations
 

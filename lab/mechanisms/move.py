@@ -41,7 +41,7 @@ class Move(Generic[Q]):
     failure: str = ""
     #: How long the new QEMU took to answer, where it is started first (ms).
     new_start_ms: float | None = None
-    #: What the old QEMU says of the migration (query-migrate).
+    #: The old QEMU's answer to query-migrate.
     old_info: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -111,7 +111,7 @@ def move(
     outcome = _settle(old, new, bool(failure))
     if outcome is Outcome.LOST and not failure and not new.dead:
         said = "; ".join(filter(None, (new.said(), old.said())))
-        failure = f"the new QEMU has the guest, which is {new.state()} there; said: {said}"
+        failure = f"the new QEMU has the guest, which is {new.state()} there; its output: {said}"
     return Move(new, window, outcome, failure, new_start_ms, _migrate_info(old))
 
 
@@ -148,7 +148,7 @@ def _wait_completed(*vms: Qemu) -> None:
 
 
 def _why(old: Qemu, error: CannotTellError) -> str:
-    """Return the reason with what the old QEMU says of it, once it has noticed."""
+    """Return the reason together with the old QEMU's, once that has noticed the failure."""
     deadline = Deadline.after(_SETTLE_S, "the old QEMU notices that the upgrade failed")
     text = ""
     try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The ways that QEMU has by itself."""
+"""The mechanisms that upstream QEMU has."""
 
 from __future__ import annotations
 

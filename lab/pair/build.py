@@ -223,7 +223,7 @@ def _compiled(recipe: _BuildRecipe) -> Path:
         if recipe.series.digest != recipe.series_digest:
             shutil.rmtree(tree)
             raise CannotTellError(
-                f"{recipe.title}: the series was changed meanwhile", "build again"
+                f"{recipe.title}: the series changed during the build", "build again"
             )
     if recipe.source.kind is not Kind.DEBIAN:
         firmware.keep_upstream(recipe.layout, tree)
@@ -328,7 +328,7 @@ def _keep(recipe: _BuildRecipe, objects: Path) -> None:
     said = process.run([recipe.directory / names["qemu"], "--version"], check=False).stdout
     if recipe.release.version not in said:
         raise CannotTellError(
-            f"{recipe.title} was built, but says of itself: {said.strip() or 'nothing'}",
+            f"{recipe.title} was built, but reports another version: {said.strip() or 'nothing'}",
             hint=f"see {recipe.log}",
         )
     hashes = {key: fetch.sha256_of(recipe.directory / name) for key, name in names.items()}

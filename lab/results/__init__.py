@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What many runs come to: figures, rounds, statistics, conditions.  Pure."""
+"""The results of many runs: figures, rounds, statistics, conditions.  Pure."""

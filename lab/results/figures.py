@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A bench as it is kept in ``bench.json``: what was asked, every run, and what they come to.
+"""A bench as it is kept in ``bench.json``: the request, every run, and their summary.
 
 ``docs/measuring.md`` explains every key.  As everywhere, units stand in the names, and a value that
 could not be had is null.
@@ -38,7 +38,7 @@ class Load(NamedTuple):
 
 
 class Request(GuestOptions):
-    """What the user asked for, sizes as they were written."""
+    """The options of a bench, with sizes as they were typed."""
 
     mechanisms: Annotated[
         tuple[str, ...],
@@ -71,7 +71,7 @@ class Request(GuestOptions):
 
     @property
     def loads(self) -> list[Load]:
-        """Every load, in the order asked for; raises UsageError for what is no size."""
+        """Every load, in the order given; raises UsageError for what is not a size."""
         rates = [options.size(rate) for rate in self.rates]
         return [Load(options.size(ram), rate) for ram in self.ram for rate in rates]
 
@@ -80,7 +80,7 @@ class Request(GuestOptions):
         return f", {load.dirty_rate / _MIB:g} MiB/s rewritten" if len(self.rates) > 1 else ""
 
     def words(self, load: Load) -> str:
-        """Return what tells a load from the others."""
+        """Return what distinguishes a load from the others."""
         return f"{load.ram_bytes // _MIB} MiB{self.rate_words(load)}"
 
     @property
@@ -181,7 +181,7 @@ class Bench(Model):
     @model_validator(mode="before")
     @classmethod
     def _of_one_rate(cls, kept: Any) -> Any:
-        """Give every run the rate that was asked for, as long as there could not be several."""
+        """Give every run of an old file, which had one rate, that rate."""
         parts = ("runs", "inapplicable", "troubles", "summary")
         entries = [entry for part in parts for entry in kept.get(part, [])]
         for entry in entries:
@@ -229,7 +229,7 @@ def _huge_pages_kept(name: str, memory: Memory | None) -> float | None:
 
 
 def summarise(bench: Bench) -> list[Row]:
-    """Return one row for each load and mechanism that was run, in the order asked for."""
+    """Return one row for each load and mechanism that was run, in the order given."""
     rows = []
     for load in bench.request.loads:
         here = [run for run in bench.runs if run.load == load]

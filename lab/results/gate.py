@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Two benches held against each other, and conditions on which that fails.  Pure.
+"""Two benches compared, and the conditions on which a comparison fails.  Pure.
 
 A condition is ``MECHANISM.FIGURE[.STATISTIC] OP LIMIT``: ``gift.pause_ms.qmp.median > +10%`` is met
 when gift's median pause is more than 10 % above the baseline's *and* chance alone does not explain

@@ -11,7 +11,7 @@ from lab import options
 from lab.options import GuestOptions, UpgradeOptions
 from lab.results.figures import WARM_UP, Load, Request
 
-#: What follows a mechanism whose memory is not read meanwhile.
+#: Marks a mechanism that is run without sampling memory.
 _UNSAMPLED = ":unsampled"
 #: What stands between the two QEMUs of a label.
 PAIR = "::"
@@ -97,7 +97,7 @@ def _sampled(label: str) -> bool:
 
 
 def _upgrade_options(request: Request, ram: str, rate: str, label: str) -> UpgradeOptions:
-    """Return what is asked for, and for everything else what ``upgrade`` does by default."""
+    """Return the request's options, and ``upgrade``'s defaults for everything else."""
     mechanism, old, new = split(label)
     shared = {name: getattr(request, name) for name in GuestOptions.model_fields}
     other = {"old": old, "new": new}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a handful of measurements says: their median, and how far it can be trusted.
+"""The median of a handful of measurements, and how far it can be trusted.
 
 Pure, and without random numbers: the same measurements always give the same interval.
 """

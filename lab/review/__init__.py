@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A patch series of somebody's: taken in, checked, built, tried, compared with what was there."""
+"""Reviewing a patch series: it is collected, checked, built, tried and compared with its base."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Which patch of a series makes a figure worse, a guest ill, or the build fail.
+"""Which patch of a series makes a figure worse, harms a guest, or breaks the build.
 
 State 0 is the base, state N the base with the first N patches.  Each is measured against the base
 in the same rounds of a bench of its own: a figure of yesterday's says nothing on a noisy host.
@@ -28,12 +28,12 @@ from lab.review.candidate import Subject
 from lab.review.halves import Judgement, first_bad
 from lab.source.series import Series, load_series
 
-#: What may be asked for besides a figure: a harmed guest, a patch that does not compile.
+#: What can be searched for instead of a figure: a harmed guest, a patch that does not compile.
 HARM, BUILD = "harm", "build"
 
 
 class State(Model):
-    """The base with the first `number` patches, and what was found of it."""
+    """The base with the first `number` patches, and the judgement on it."""
 
     number: int
     patch: str
@@ -109,7 +109,7 @@ class Search:
         return state(*self.judged(bench.measure(layout, checks.request(part))))
 
     def judged(self, done: Bench) -> tuple[Judgement, str, Estimate | None]:
-        """Return what a bench says of the state that it compares with the base."""
+        """Judge the state that a bench has compared with the base."""
         _, label = done.request.mechanisms
         ill = [run for run in done.runs if run.faults]
         if self.condition is None:
@@ -148,7 +148,7 @@ class Search:
         return dataclasses.replace(self.subject, series=series)
 
     def ends(self, good: int, bad: int) -> None:
-        """Measure both ends; raise CannotTellError where one is not what it is said to be."""
+        """Measure both ends; raise CannotTellError when one is not good or bad as expected."""
         for number, wanted in ((good, Judgement.GOOD), (bad, Judgement.BAD)):
             if self.judge(number) is not wanted:
                 found = self.done[number]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A series, the QEMUs that it goes on, and the upgrade that it is to be tried in."""
+"""A series, the QEMUs that it applies to, and the upgrade to try it in."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ MECHANISMS = {"localhost": "flip,gift", "stock": "precopy,postcopy"}
 
 @dataclass(frozen=True)
 class Base:
-    """A QEMU that the series goes on."""
+    """A QEMU that the series applies to."""
 
     layout: Layout
     series: Series
@@ -50,7 +50,7 @@ class Base:
 
     @property
     def named(self) -> Named:
-        """Everything that is known of it."""
+        """The release, and the series it has already."""
         return naming.named(self.layout, self.name)
 
     @property
@@ -87,7 +87,7 @@ class Subject:
 
     @property
     def bases(self) -> list[Base]:
-        """What the series goes on, the old one first."""
+        """The QEMUs that the series applies to, the old one first."""
         names = {End.OLD: [self.old], End.NEW: [self.new], End.BOTH: [self.old, self.new]}
         return [Base(self.layout, self.series, name) for name in names[self.side]]
 
@@ -147,7 +147,7 @@ def add_arguments(parser: argparse.ArgumentParser, *, ram: str, touch: str) -> N
 
 
 def asked_for(given: argparse.Namespace, names: Sequence[str], prefix: str) -> Subject:
-    """Return the series that is asked for, its patches in a new directory; raise UsageError."""
+    """Collect the series into a new directory and return it; raise UsageError."""
     layout = Layout.default()
     for name in names:
         mechanisms.named(name)

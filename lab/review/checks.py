@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a submitted series is checked for: from whether it applies to what it does to a guest."""
+"""The checks of a submitted series, from whether it applies to what it does to a guest."""
 
 from __future__ import annotations
 

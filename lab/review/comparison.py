@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Stock beside patched, test by test; what that comes to; and how it is told.  No QEMU in here."""
+"""Stock and patched compared test by test, and the result as text.  Pure."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class QtestPair:
 
     @property
     def remark(self) -> str:
-        """What there is to say of it; "": it passes, or is skipped, with both."""
+        """What a reader should know; "" when it passes, or is skipped, with both."""
         said = "DIFFERS" if self.differs else "" if self.agrees else "differed once"
         if self.again:
             stock, patched = self.again
@@ -220,11 +220,11 @@ def show(report: Regression, console: Console | None = None) -> None:
         console.print(Text("the devices' state (-dump-vmstate)", style="bold"))
     for found in report.vmstate:
         text = f"  {found.machine}, {found.what}: "
-        if found.passed:  # what the checker says of any two releases is long: it is in regress.md
+        if found.passed:  # the checker's findings are long: they are in regress.md
             console.print(Text(text + found.text.partition("\n")[0].removesuffix(":")))
         else:
             few = "\n".join(found.text.splitlines()[:_SHOWN_LINES])
             console.print(Text(f"{text}DIFFERS\n{few}", style="red"))
     passed = report.exit_code is ExitCode.PASS
     console.print(Text(report.verdict, style="bold green" if passed else "bold red"))
-    console.print(Text(f"  all of it: {report.directory}/regress.md", style="dim"))
+    console.print(Text(f"  in full: {report.directory}/regress.md", style="dim"))

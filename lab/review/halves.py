@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The search for the first bad one of many, by halves.  Pure."""
+"""Binary search for the first bad one of many.  Pure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 
 class Judgement(enum.StrEnum):
-    """What can be said of one state."""
+    """Whether a state is good, bad, or cannot be judged."""
 
     GOOD = "good"
     BAD = "bad"

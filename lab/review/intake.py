@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A series as somebody sends it: made into a directory of patches with a file ``series``."""
+"""A series in any form it arrives in, made into a directory of patches with a file ``series``."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a series must be before anybody is asked to read it.
+"""The checks that a series must pass before anybody is asked to review it.
 
 Every check returns what it found wrong, a line for each finding, and knows nothing of the others.
 """

@@ -111,7 +111,7 @@ class Setup:
 
     @property
     def options(self) -> list[str]:
-        """What the driver is told: all its tests, with `thorough` the slow ones as well."""
+        """The options for the driver: all its tests, and with `thorough` the slow ones as well."""
         return ["--tap", "-k", "--full", *(["-m", "slow"] if self.thorough else [])]
 
 

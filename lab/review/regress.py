@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""While nobody uses localhost-migrate, a patched QEMU behaves like a stock one.
+"""Check that a patched QEMU behaves like a stock one where localhost-migrate is not used.
 
 QEMU's own migration tests, by the drivers of both releases, are run from old to new with the stock
 pair and with the patched one, and compared test by test; so is what each QEMU says its devices'
@@ -36,7 +36,7 @@ from lab.vm.binary import Binary, binary_of
 
 
 class RegressOptions(Model):
-    """What is asked for.  ``old`` and ``new`` are the QEMUs under test: a release or a path."""
+    """Options; ``old`` and ``new`` are the QEMUs under test, by release or path."""
 
     drivers: Annotated[
         tuple[str, ...], Option("the releases whose migration-test is run", "REL,...")

@@ -50,7 +50,7 @@ def dump(qemu: Path, firmware: Path, machine: str, into: Path) -> Path:
 
 
 def check(tree: Path, source: Path, destination: Path) -> str:
-    """Return what QEMU's checker says of a migration between two dumps; "": nothing to say.
+    """Return QEMU's checker's findings on a migration between two dumps; "" for none.
 
     Raises CannotTellError when it did not get to the end.
     """
@@ -84,7 +84,7 @@ def same_release(tree: Path, machine: str, release: str, stock: Path, patched: P
 
 
 def same_upgrade(machine: str, stock: str, patched: str) -> StateCheck:
-    """Compare what the checker says of old -> new for the stock pair and for the patched one."""
+    """Compare the checker's findings on old -> new for the stock pair and for the patched one."""
     what = "old -> new: the stock pair and the patched pair"
     if stock != patched:
         return StateCheck(machine, what, passed=False, text=_changed(stock, patched))

@@ -29,7 +29,7 @@ from lab.source.releases import DebianSource, PinnedFile
 
 #: Where the small guests' and the firmware's packages come from.
 SUITE = "trixie"
-#: Every suite that binary packages are taken from; its lists are read when it is first asked for.
+#: Every suite that binary packages are taken from; its lists are read at its first use.
 SUITES = (SUITE, "bookworm")
 #: Suites that only source packages are taken from.
 _SOURCE_SUITES = ("sid",)

@@ -23,7 +23,7 @@ _CHUNK = 1 << 20
 _TIMEOUT_S = 30.0
 _SCRATCH = ".tmp-"
 _ABANDONED_S = 24 * 3600
-#: No file of ours is larger; a server that sends more is not what we asked for (bytes).
+#: No file of ours is larger; a server that sends more is sending something else (bytes).
 SIZE_LIMIT = 1 << 30
 
 

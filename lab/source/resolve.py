@@ -64,7 +64,7 @@ class Source:
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
     def record(self) -> dict[str, object]:
-        """Return what the run directory keeps of it (1-sources.json)."""
+        """Return it as the run directory records it (1-sources.json)."""
         return {
             "release": self.release,
             "version": self.version,

@@ -37,7 +37,7 @@ STOCK = Series("stock")
 
 
 def diff_of(patch: bytes) -> bytes:
-    """Return what a patch does without what it says of itself: a new wording is no new build."""
+    """Return the diff without the message: a reworded patch does not need a new build."""
     begin = re.search(rb"^(?:diff --git |--- (?:a/|/dev/null))", patch, re.MULTILINE)
     diff = patch[begin.start() :] if begin else patch
     return re.sub(rb"^index [0-9a-f]+\.\.[0-9a-f]+", b"index", diff, flags=re.MULTILINE)

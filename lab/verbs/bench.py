@@ -17,7 +17,7 @@ from lab.results.figures import FILE, Request
 from lab.results.rounds import PAIR, plan, split
 from lab.verbs.compare import add_gate, parse_gate
 
-#: What ratios are taken to where nothing else is said: what everybody has.
+#: The default reference: the mechanism that every QEMU has.
 _REFERENCE = "precopy"
 
 
@@ -37,12 +37,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--resume",
         type=Path,
         metavar="DIR",
-        help="go on with the bench in DIR; nothing else can be asked for then",
+        help="resume the bench in DIR; takes no other options",
     )
 
 
 def parse(given: argparse.Namespace) -> Request:
-    """Return the request, every name and size of it checked; raise UsageError."""
+    """Return the request with every name and size checked; raise UsageError."""
     request = Request(**arguments.read(Request, given))
     names = list(request.mechanisms)
     if names == ["all"]:
@@ -58,7 +58,7 @@ def parse(given: argparse.Namespace) -> Request:
     if reference not in names:
         raise UsageError(f"--reference {reference}: it is not among the mechanisms compared")
     request = request.model_copy(update={"mechanisms": tuple(names), "reference": reference})
-    plan(request)  # every size of it fits
+    plan(request)  # checks every size
     return request
 
 
@@ -106,5 +106,5 @@ def _nothing_else(given: argparse.Namespace) -> None:
         if name not in {"resume", "baseline", "fail_if"} and getattr(given, name) != default:
             raise UsageError(
                 f"--{name.replace('_', '-')} cannot be given with --resume",
-                hint="a bench goes on as it was begun; begin a new one for something else",
+                hint="a bench keeps the options it was started with; start a new one for others",
             )

@@ -73,7 +73,7 @@ def run(given: argparse.Namespace) -> int:
 
 
 def condition(metric: str, threshold: float) -> Condition | None:
-    """Return when a state is bad; None where no figure is asked for; raise UsageError."""
+    """Return the condition for a bad state, None for `harm` and `build`; raise UsageError."""
     if metric in (HARM, BUILD):
         return None
     if threshold <= 0:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The verb `build`: QEMUs and guests, made now and not when they are first needed."""
+"""The verb `build`: build QEMUs and guests before they are needed."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ def add_gate(parser: argparse.ArgumentParser) -> None:
 
 
 def parse_gate(given: argparse.Namespace) -> Gate:
-    """Return the gate that is asked for; raise UsageError."""
+    """Return the gate that the options describe; raise UsageError."""
     conditions = tuple(gate.condition(text) for text in given.fail_if)
     return Gate(conditions, read_bench(given.baseline) if given.baseline else None)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""``pageflip guest``: the guests there are, their images, and a console in one of them."""
+"""The verb `guest`: list guests, build their images, open a console in one."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The verb `preflight`: which ways there are to upgrade a running QEMU.  It changes nothing."""
+"""The verb `preflight`: how a running QEMU could be upgraded.  It changes nothing."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The verb `upgrade`: of a guest of the lab's own, or of QEMUs that run already."""
+"""The verb `upgrade`: upgrade a guest of the lab's own, or QEMUs that are already running."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--pid",
         nargs="+",
         metavar="PID|SOCKET",
-        help="which: by process id or QMP socket; after one that does not move no other is begun",
+        help="by process id or QMP socket; if one cannot be moved, no further one is started",
     )
     live.add_argument("--at-once", type=int, default=1, metavar="N", help="how many (default: 1)")
     live.add_argument(
@@ -83,6 +83,6 @@ def _running(given: argparse.Namespace) -> int:
     if given.json:
         sys.stdout.write(as_json_list(moved))
     if len(moved) < len(plans):
-        note(f"{len(plans) - len(moved)} of {len(plans)} were not begun, and are as they were")
+        note(f"{len(plans) - len(moved)} of {len(plans)} were not started, and are unchanged")
     upgraded = [one for one in moved if one.outcome is Outcome.UPGRADED]
     return ExitCode.PASS if len(upgraded) == len(plans) else ExitCode.FAIL

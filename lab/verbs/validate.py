@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The verb `validate`: is a patch series fit for what it is upgraded to?"""
+"""The verb `validate`: apply, build and try a patch series."""
 
 from __future__ import annotations
 

@@ -62,8 +62,8 @@ def inspect(path: Path, release: str | None = None) -> Binary:
     if not found:
         first = said.stdout.strip().splitlines()[:1]
         raise UsageError(
-            f"{path}: this is not a QEMU system emulator (asked for --version it "
-            + (f"said {first[0]!r})" if first else "said nothing)"),
+            f"{path}: this is not a QEMU system emulator (--version "
+            + (f"printed {first[0]!r})" if first else "printed nothing)"),
             hint="give a release (10.0, 10.2) or the path of a qemu-system-x86_64",
         )
     schema, commands = _ask(path)

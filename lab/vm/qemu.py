@@ -95,7 +95,7 @@ class Qemu:
         return self.log.read_text(encoding="utf-8", errors="replace") if self.log.exists() else ""
 
     def state(self) -> str:
-        """Return what this QEMU says of the guest (QAPI RunState); "" when it says nothing."""
+        """Return the guest's RunState (QAPI) by this QEMU; "" when it does not answer."""
         if self.dead:
             return ""
         try:

@@ -31,5 +31,5 @@ def resumes(text: str) -> Iterator[Event]:
 
 
 def without(text: str) -> str:
-    """Return what QEMU said besides."""
+    """Return the output without the trace events."""
     return _LINE.sub("", text)

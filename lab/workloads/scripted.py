@@ -26,7 +26,7 @@ from lab.workloads.base import Workload, WorkloadRun
 _START_S = 300.0
 _CHECK_S = 600.0
 _COMMAND_S = 60.0
-#: How much of the guest's memory is checked meanwhile (bytes/s).
+#: How much of the guest's memory is checked while the workload runs (bytes/s).
 _VERIFY_RATE = 4 * 2**20
 
 

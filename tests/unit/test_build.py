@@ -131,7 +131,7 @@ def test_a_series_that_is_edited_meanwhile(
         return notes
 
     monkeypatch.setattr(build, "patched_tree", apply_and_edit)
-    with pytest.raises(CannotTellError, match="the series was changed meanwhile"):
+    with pytest.raises(CannotTellError, match="the series changed during the build"):
         make(series)
     assert not list(layout.builds.glob("*/src"))
 
@@ -233,7 +233,7 @@ def test_what_is_built_must_be_what_was_asked_for(
     make: Make, fake: fake_source.FakeSource, layout: Layout, source: Source
 ) -> None:
     other = fake.release.model_copy(update={"version": "9.9.10"})
-    with pytest.raises(CannotTellError, match=r"says of itself: QEMU emulator version 9\.9\.9"):
+    with pytest.raises(CannotTellError, match=r"reports another version: QEMU emulator version 9\.9\.9"):
         build.build(layout, other, source, STOCK, fake_source.OPTIONS)
 
 

@@ -172,7 +172,7 @@ def test_the_screen_has_what_is_not_plainly_the_same() -> None:
         "  /c: DIFFERS",
     ]
     assert lines[-2].startswith("DIFFERENT")
-    assert lines[-1] == "  all of it: /run/regress.md"
+    assert lines[-1] == "  in full: /run/regress.md"
 
 
 def test_the_screen_has_all_of_a_device_state_that_differs_and_a_line_of_one_that_does_not() -> (

@@ -55,7 +55,7 @@ def test_the_one_that_does_not_move_is_the_last(capsys: pytest.CaptureFixture[st
     assert mover.begun == [1, 2]
     said = capsys.readouterr().err
     assert "process 1, QEMU 1, is process 2, QEMU 2, by flip, stood still for 5.0 ms" in said
-    assert "process 2 was not upgraded; its guest goes on there" in said
+    assert "process 2 was not upgraded; its guest keeps running there" in said
     mover = Movers(Outcome.UPGRADED)
     assert [one.pid for one in mover.all(PLANS, 2)] == [1, 2, 3]
 
