@@ -12,42 +12,24 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-#: Options of QEMU without a value (qemu-options.def); every other one has one.
-_FLAGS = frozenset(
-    [
-        "S",
-        "daemonize",
-        "enable-kvm",
-        "full-screen",
-        "no-acpi",
-        "no-fd-bootchk",
-        "no-hpet",
-        "no-reboot",
-        "no-shutdown",
-        "no-user-config",
-        "nodefaults",
-        "nographic",
-        "only-migratable",
-        "preconfig",
-        "s",
-        "semihosting",
-        "snapshot",
-        "usb",
-        "win2k-hack",
-    ]
-)
+from lab.live import known
+
 #: What is not for the successor.
 _DROPPED = frozenset({"S", "daemonize", "incoming", "loadvm"})
 #: What cannot be carried over by any means, and why.
 _REFUSED = {
     "add-fd": "the descriptor is not passed on",
-    "chroot": "the new QEMU would be started inside it",
     "gdb": "two QEMUs cannot listen there",
-    "runas": "the new QEMU could not become that user once more",
     "s": "two QEMUs cannot listen on that port",
     "snapshot": "what the guest has written is in files that only the old QEMU has",
     "spice": "two QEMUs cannot listen there",
     "tpmdev": "the TPM's process serves one QEMU",
+}
+#: The same of -run-with.
+_RUN_WITH = {
+    "chroot": "the new QEMU would be started inside of it",
+    "exit-with-parent": "the new QEMU has another parent",
+    "user": "the new QEMU could not become that user once more",
 }
 #: Character devices that are not carried over, and why.
 _NEVER = {
@@ -118,7 +100,10 @@ class Successor:
 
 
 def pairs(argv: Sequence[str]) -> Iterator[tuple[str, str | None]]:
-    """Yield the options of a command line with their values; an image by itself is ``hda``'s."""
+    """Yield the options of a command line with their values; an image by itself is ``hda``'s.
+
+    Whether an unknown option has a value is a guess: `successor` refuses it.
+    """
     rest = list(argv[1:])
     while rest:
         word = rest.pop(0)
@@ -126,7 +111,8 @@ def pairs(argv: Sequence[str]) -> Iterator[tuple[str, str | None]]:
             yield "hda", word
             continue
         name = word.lstrip("-")
-        yield name, None if name in _FLAGS or not rest else rest.pop(0)
+        guess = name not in known.WITH and bool(rest) and rest[0].startswith("-")
+        yield name, None if name in known.WITHOUT or guess or not rest else rest.pop(0)
 
 
 def successor(old: Sequence[str], new: Path, machine: str, cwd: Path) -> Successor:
@@ -142,6 +128,8 @@ def successor(old: Sequence[str], new: Path, machine: str, cwd: Path) -> Success
     for name, value in told:
         if name in _DROPPED:
             continue
+        if name not in known.WITH | known.WITHOUT:
+            made.refusals.append(f"-{name}: no QEMU that the lab knows has this option")
         if name in _REFUSED:
             made.refusals.append(f"-{name}{' ' + value if value else ''}: {_REFUSED[name]}")
         if value is None:
@@ -327,6 +315,16 @@ def _device(made: Successor, name: str, text: str, _place: Path | None) -> tuple
     return name, text
 
 
+def _run_with(made: Successor, name: str, text: str, _place: Path | None) -> tuple[str, str]:
+    parts = values(text)
+    made.refusals += [
+        f"-{name} {text}: {why}"
+        for part, why in _RUN_WITH.items()
+        if parts.get(part, "off") not in {"off", "no", "false", "n"}
+    ]
+    return name, text
+
+
 def _config(made: Successor, name: str, text: str, _place: Path | None) -> tuple[str, str]:
     made.remarks.append(f"-{name} {text}: what is in it was not looked at")
     return name, text
@@ -352,6 +350,7 @@ _CARRIED: dict[str, Callable[[Successor, str, str, Path | None], tuple[str, str]
     "drive": _disk,
     "device": _device,
     "readconfig": _config,
+    "run-with": _run_with,
     "pidfile": _pidfile,
     **dict.fromkeys(_SHORT, _short),
 }

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from lab.live import successor
+from lab.base.layout import Layout
+from lab.live import known, successor
 from lab.live.successor import Successor
+from lab.source.releases import load_releases
 
 
 def made(text: str) -> Successor:
@@ -59,6 +61,7 @@ def test_options_are_read_as_qemu_reads_them() -> None:
             "-chardev socket,id=a,path=/run/a,server=on,wait=on",
             "-chardev socket,id=a,path=/run/a,server=on,wait=off",
         ),
+        ("-run-with async-teardown=on,exit-with-parent=off", None),
         ("-chardev file,id=a,path=x", "-chardev file,id=a,path=x,append=on"),
         ("-chardev null,id=a,logfile=x", "-chardev null,id=a,logfile=x,logappend=on"),
     ],
@@ -103,6 +106,9 @@ def test_a_tap_becomes_a_descriptor() -> None:
         "-spice port=1",
         "-tpmdev emulator,id=t,chardev=c",
         "-runas nobody",
+        "-run-with user=nobody",
+        "-run-with async-teardown=on,chroot=/srv",
+        "-run-with exit-with-parent=on",
         "-add-fd fd=3,set=1",
         "-drive file=a,snapshot=on",
         "-vnc :1",
@@ -151,3 +157,32 @@ def test_what_somebody_has_to_see_to(text: str) -> None:
     assert len(made(text).remarks) == 1
     assert not made(text).refusals
     assert made("-m 1G -vnc none -display none -net none").remarks == []
+
+
+def test_every_release_s_options_are_known() -> None:
+    releases = load_releases(Layout.default().patches / "releases.toml").releases
+    assert known.RELEASES.keys() == releases.keys(), "python tests/patches/test_options.py"
+    assert not known.WITH & known.WITHOUT
+    tables = (successor._DROPPED, successor._REFUSED, successor._SHORT, successor._CARRIED)
+    assert frozenset().union(*tables) <= known.WITH | known.WITHOUT
+
+
+@pytest.mark.parametrize("name", sorted(known.WITHOUT))
+def test_an_option_without_a_value_swallows_nothing(name: str) -> None:
+    assert any(text.startswith("-snapshot: ") for text in made(f"-{name} -snapshot").refusals)
+    assert ("snapshot", None) in successor.pairs(["qemu", f"-{name}", "-snapshot"])
+
+
+@pytest.mark.parametrize("name", sorted(known.WITH))
+def test_an_option_with_a_value_keeps_it(name: str) -> None:
+    assert list(successor.pairs(["qemu", f"-{name}", "-snapshot", "-S"])) == [
+        (name, "-snapshot"), ("S", None),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ["-no-hpet -snapshot", "-no-hpet x -snapshot", "-snapshot -x"])
+def test_what_no_qemu_has_is_refused(text: str) -> None:
+    refused = made(text).refusals
+    assert len(refused) == 2
+    assert any("no QEMU that the lab knows has this option" in one for one in refused)
+    assert any(one.startswith("-snapshot: ") for one in refused)
