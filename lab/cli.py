@@ -16,7 +16,8 @@ from types import FrameType
 from typing import NoReturn
 
 from lab import __version__
-from lab.base.errors import ExitCode, LabError, UsageError
+from lab.base.errors import CannotTellError, ExitCode, LabError, UsageError
+from lab.base.layout import Layout
 from lab.base.progress import console
 
 #: verb: (module, what it does).  A module exports add_arguments(parser) and run(options) -> int.
@@ -85,10 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         run = importlib.import_module(VERBS[options.verb][0]).run
         return int(_profiled(run, options) if options.profile else run(options))
     except LabError as error:
-        console.print(f"pageflip: {error.message}", style="red", markup=False)
-        if error.hint:
-            console.print(f"  what to do: {error.hint}", markup=False)
-        return error.exit_code
+        return _told(error)
     except KeyboardInterrupt:
         console.print(
             "pageflip: interrupted; everything that was started has been ended",
@@ -97,17 +95,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return ExitCode.INTERRUPTED
     except OSError as error:
-        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
-            return _bug()
-        console.print(
-            f"pageflip: the disk is full: {error}\n"
-            "  what to do: make room, or name another directory with --out or XDG_CACHE_HOME",
-            style="red",
-            markup=False,
-        )
-        return ExitCode.CANNOT_TELL
+        return _refused_by_system(error)
     except Exception:
         return _bug()
+
+
+def _told(error: LabError) -> int:
+    console.print(f"pageflip: {error.message}", style="red", markup=False)
+    if error.hint:
+        console.print(f"  what to do: {error.hint}", markup=False)
+    return error.exit_code
+
+
+def _refused_by_system(error: OSError) -> int:
+    """Tell what the user can mend; everything else should have been seen to by the lab."""
+    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return _told(
+            CannotTellError(
+                f"the disk is full: {error}",
+                hint="make room, or name another directory with --out or XDG_CACHE_HOME",
+            )
+        )
+    complaint: LabError | None
+    try:
+        complaint = Layout.default().complaint(error)
+    except LabError as none:
+        complaint = none
+    return _told(complaint) if complaint else _bug()
 
 
 def _bug() -> int:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import fcntl
 import os
 import secrets
@@ -44,13 +45,44 @@ class Layout:
 
     @classmethod
     def default(cls) -> Layout:
-        """Return the layout that the environment asks for (XDG_CACHE_HOME)."""
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        return cls(CHECKOUT, Path(base) / "pageflip", Path.cwd() / "out")
+        """Return the layout that the environment asks for (XDG_CACHE_HOME).
+
+        Raises CannotTellError where there is no home directory, or no current one.
+        """
+        try:
+            base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+            return cls(CHECKOUT, base.absolute() / "pageflip", Path.cwd() / "out")
+        except RuntimeError as error:
+            raise CannotTellError(
+                f"there is no place for the caches: {error}",
+                hint="set XDG_CACHE_HOME to a directory that you may write to",
+            ) from error
+        except OSError as error:
+            raise CannotTellError(
+                f"the current directory cannot be used: {error.strerror}",
+                hint="run from a directory that is there",
+            ) from error
 
     def into(self, out: Path | None) -> Layout:
         """Return the same, but for run directories that are made in `out`, where that is named."""
         return dataclasses.replace(self, out=out.absolute()) if out else self
+
+    def complaint(self, error: OSError) -> CannotTellError | None:
+        """Return `error` in words when it is about the caches; None when it is about others.
+
+        That a file is missing there is not the user's doing.
+        """
+        missing = error.errno == errno.ENOENT and self.cache.is_dir()
+        if missing or not isinstance(error.filename, str | bytes | os.PathLike):
+            return None
+        path = Path(os.fsdecode(error.filename)).absolute()
+        if not path.is_relative_to(self.cache) and not self.cache.is_relative_to(path):
+            return None
+        return CannotTellError(
+            f"the caches in {self.cache} cannot be used: {path}: {error.strerror}",
+            hint="make it a directory that you may write to, or name another one with "
+            "XDG_CACHE_HOME",
+        )
 
     @property
     def downloads(self) -> Path:

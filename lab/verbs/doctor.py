@@ -10,6 +10,7 @@ import argparse
 import json
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -60,6 +61,7 @@ def machine(layout: Layout) -> Iterator[Finding]:
         yield Finding("memory", "note", text, "the default guest needs 3 GiB: use --ram 1G")
     else:
         yield Finding("memory", "ok", text)
+    yield from _caches(layout)
     place = next(path for path in (layout.cache, *layout.cache.parents) if path.is_dir())
     free = shutil.disk_usage(place).free
     text = f"{free / _GIB:.1f} GiB free for {layout.cache}"
@@ -69,6 +71,19 @@ def machine(layout: Layout) -> Iterator[Finding]:
     else:
         yield Finding("disk", "ok", text)
     yield Finding("kernel", "ok", f"{print_.kernel} ({print_.distribution})")
+
+
+def _caches(layout: Layout) -> Iterator[Finding]:
+    """Where the caches are cannot be written to: nothing else can be made."""
+    place = layout.cache
+    try:
+        place = next(path for path in (place, *place.parents) if path.exists())
+        tempfile.TemporaryFile(dir=place).close()
+    except OSError as error:
+        complaint = layout.complaint(OSError(error.errno, error.strerror, str(place)))
+        if complaint is None:
+            raise
+        yield Finding("caches", "missing", complaint.message, complaint.hint)
 
 
 def tools(layout: Layout) -> Iterator[Finding]:

@@ -126,3 +126,46 @@ def test_ctrl_c_during_the_imports(tmp_path: Path, module: str) -> None:
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 130
         assert process.stderr.read() == "pageflip: interrupted\n"
+
+
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        ("/sys", "build"),
+        ("/proc", "build"),
+        ("file", "build"),
+        ("file", "guest build tiny"),
+        ("file", "patches lint"),
+    ],
+)
+def test_caches_that_cannot_be_used(tmp_path: Path, place: str, words: str) -> None:
+    (tmp_path / "file").touch()
+    base = tmp_path / place
+    done = shell(f"{shlex.join(PROGRAM)} {words}", tmp_path, XDG_CACHE_HOME=str(base))
+    told(done, 3, f"the caches in {base}/pageflip cannot be used", "XDG_CACHE_HOME")
+
+
+def test_a_cache_that_is_no_directory(tmp_path: Path) -> None:
+    (tmp_path / "pageflip").mkdir()
+    (tmp_path / "pageflip" / "downloads").touch()
+    done = shell(f"{shlex.join(PROGRAM)} build", tmp_path, XDG_CACHE_HOME=str(tmp_path))
+    told(done, 3, f"{tmp_path}/pageflip/downloads: ", "XDG_CACHE_HOME")
+
+
+def test_the_doctor_sees_it(tmp_path: Path) -> None:
+    done = shell(f"{shlex.join(PROGRAM)} doctor", tmp_path, XDG_CACHE_HOME="/sys", COLUMNS="200")
+    told(done, 3)
+    assert "the caches in /sys/pageflip cannot be used" in done.stdout
+
+
+def test_no_home_and_no_current_directory(tmp_path: Path) -> None:
+    gone = f"mkdir {tmp_path}/gone; cd {tmp_path}/gone; rmdir {tmp_path}/gone"
+    told(shell(f"{gone}; {LIST}"), 3, "the current directory cannot be used", "what to do")
+    code = (
+        "import os, pwd, sys\n"
+        "def nobody(_uid): raise KeyError\n"
+        "pwd.getpwuid = nobody\n"
+        "from lab.cli import main; sys.exit(main(['guest', 'list']))"
+    )
+    homeless = f"unset HOME XDG_CACHE_HOME; {shlex.join([sys.executable, '-c', code])}"
+    told(shell(homeless), 3, "there is no place for the caches", "XDG_CACHE_HOME")
