@@ -11,6 +11,7 @@ from typing import Any
 
 from lab.base.deadline import Deadline, DeadlineError
 from lab.base.errors import PreconditionError, UsageError
+from lab.base.number import whole
 from lab.host import facts
 from lab.live import successor
 from lab.live.successor import driver, values
@@ -63,16 +64,26 @@ def find(what: str) -> tuple[int, Path]:
 
     Raises UsageError for what is neither, PreconditionError for a QEMU without such a socket.
     """
-    if what.isdigit():
-        pid = int(what)
+    asked = whole(what)
+    if asked is not None:
+        pid = _process_of(asked)
         return pid, monitor_of(pid, command_line(pid))
     path = Path(what)
-    if not path.is_socket():
-        raise UsageError(
-            f"{what}: is neither a process id nor a socket",
-            hint="name a running QEMU by its process id or by its QMP socket",
-        )
+    hint = "name a running QEMU by its process id or by its QMP socket"
+    try:
+        if not path.is_socket():
+            raise UsageError(f"{what}: is neither a process id nor a socket", hint)
+    except OSError as error:
+        raise UsageError(f"{what}: {error.strerror}", hint) from error
     return _listener(path), path
+
+
+def _process_of(thread: int) -> int:
+    """Return the process that a thread belongs to (proc_pid_status(5)): most often the same."""
+    with suppress(OSError):
+        text = Path(f"/proc/{thread}/status").read_text(encoding="utf-8", errors="replace")
+        return int(text.partition("\nTgid:")[2].split()[0])
+    return thread
 
 
 def command_line(pid: int) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lab.base.number import whole
 from lab.live import known
 
 #: What is not for the successor.
@@ -69,7 +70,7 @@ class Tap:
     @property
     def descriptor(self) -> int | None:
         """Its number in the old QEMU, where its command line tells."""
-        return int(self.parts["fd"]) if self.parts.get("fd", "").isdigit() else None
+        return whole(self.parts.get("fd", ""))
 
     def with_descriptor(self, number: int) -> str:
         """Return the option's value that takes it as a descriptor."""

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from lab.base.errors import ExitCode, UsageError
+from lab.base.number import whole
 from lab.base.progress import note
 from lab.results import gate, rounds
 from lab.results.gate import Condition
@@ -84,8 +85,9 @@ def condition(metric: str, threshold: float) -> Condition | None:
 def number_of(text: str, series: Series) -> int:
     """Return which state a patch's number, or the beginning of its commit, is; raise UsageError."""
     last = len(series.patches)
-    if text.isdecimal() and int(text) <= last:
-        return int(text)
+    asked = whole(text)
+    if asked is not None and asked <= last:
+        return asked
     for number, patch in enumerate(series.patches, 1):
         if len(text) >= 7 and patch.read_text(errors="replace").startswith(f"From {text}"):
             return number

@@ -52,11 +52,12 @@ def inspect(path: Path, release: str | None = None) -> Binary:
     Raises UsageError when it is not a QEMU system emulator that can be run.
     """
     path = path.absolute()
-    if not path.is_file() or not os.access(path, os.X_OK):
-        raise UsageError(
-            f"{path}: no such program",
-            hint="give a release (10.0, 10.2) or the path of a qemu-system-x86_64",
-        )
+    hint = "give a release (10.0, 10.2) or the path of a qemu-system-x86_64"
+    try:
+        if not path.is_file() or not os.access(path, os.X_OK):
+            raise UsageError(f"{path}: no such program", hint)
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}", hint) from error
     said = run.run([path, "--version"], check=False, deadline=Deadline.after(_ASK_S, "--version"))
     found = _VERSION.search(said.stdout)
     if not found:
@@ -64,7 +65,7 @@ def inspect(path: Path, release: str | None = None) -> Binary:
         raise UsageError(
             f"{path}: this is not a QEMU system emulator (--version "
             + (f"printed {first[0]!r})" if first else "printed nothing)"),
-            hint="give a release (10.0, 10.2) or the path of a qemu-system-x86_64",
+            hint,
         )
     schema, commands = _ask(path)
     return told_by_itself(path, found.group(1), schema, commands, _sha256(path), release)

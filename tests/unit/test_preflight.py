@@ -5,8 +5,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 import subprocess
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +17,14 @@ import pytest
 from fakes import fake_qemu
 
 from lab import mechanisms
+from lab.base import number
 from lab.base.errors import PreconditionError, UsageError
 from lab.live import look, preflight
 from lab.live.look import Backend, Running
+from lab.live.successor import Tap
+from lab.source.series import STOCK
+from lab.verbs import bisect
+from lab.vm import binary
 from lab.vm.binary import Binary
 
 NEW = Binary(
@@ -127,10 +135,35 @@ def test_options_are_read_as_qemu_reads_them() -> None:
         look.monitor_of(1, ("qemu", "-monitor", "stdio"))
 
 
-@pytest.mark.parametrize("what", ["999999999", "/nowhere", "abc"])
+NO_NUMBERS = ["²", "٣", "-1", "1_0", " 7", "", "9" * 5000]
+
+
+@pytest.mark.parametrize("what", [*NO_NUMBERS, "999999999", "/nowhere", "abc"])
 def test_nobody_to_ask(what: str) -> None:
-    with pytest.raises(UsageError):
+    with pytest.raises(UsageError, match=r"neither|no process|too long"):
         look.look(what)
+
+
+@pytest.mark.parametrize("text", NO_NUMBERS)
+def test_what_is_no_number(text: str) -> None:
+    """Python's isdigit() is true of some of them, and int() takes others."""
+    assert number.whole(text) is None
+    assert Tap(1, {"fd": text}).descriptor is None
+    with pytest.raises(UsageError, match="is no patch"):
+        bisect.number_of(text, STOCK)
+
+
+def test_a_path_that_no_file_can_have() -> None:
+    with pytest.raises(UsageError, match="File name too long"):
+        binary.inspect(Path("/" + "x" * 300))
+
+
+def test_a_thread_is_named_by_its_process() -> None:
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(threading.get_native_id).result()
+        assert other != os.getpid()
+        assert look._process_of(other) == look._process_of(os.getpid()) == os.getpid()
+    assert look._process_of(999999999) == 999999999
 
 
 def test_a_process_that_is_no_qemu() -> None:
