@@ -184,39 +184,43 @@ def look(what: str) -> Running:
             except QmpError:
                 return None
 
-        schema = ask("query-qmp-schema")
-        version = ask("query-version")["qemu"]
-        found = binary.told_by_itself(
-            Path(f"/proc/{pid}/exe").readlink(),
-            f"{version['major']}.{version['minor']}.{version['micro']}",
-            schema,
-            frozenset(command["name"] for command in ask("query-commands")),
-        )
-        # What a guest shares with others through a device is no RAM of its own.
-        windows = {
-            values(text).get("memdev")
-            for text in options(argv, "device")
-            if driver(text).startswith("ivshmem")
-        }
-        backends = tuple(
-            Backend(one.get("id", "ram"), int(one["size"]), bool(one["share"]))
-            for one in ask("query-memdev")
-            if one.get("id") not in windows
-        )
         return Running(
             pid=pid,
             argv=argv,
             monitor=path,
-            binary=found,
+            binary=_binary(pid, ask),
             state=str(ask("query-status")["status"]),
             machine=str(told("/machine", "type") or "").removesuffix("-machine"),
             accel="kvm" if ask("query-kvm")["enabled"] else "tcg",
-            ram=backends,
+            ram=tuple(_ram(argv, ask)),
             blockers=tuple(ask("query-migrate").get("blocked-reasons", ())),
             aux_share=bool(told("/machine", "aux-ram-share")),
             changes=tuple(_changes(argv, ask, told)),
             cwd=Path(f"/proc/{pid}/cwd").readlink(),
         )
+
+
+def _binary(pid: int, ask: Ask) -> Binary:
+    """Return what it runs, as it says itself: its file may have been replaced."""
+    version = ask("query-version")["qemu"]
+    return binary.told_by_itself(
+        Path(f"/proc/{pid}/exe").readlink(),
+        f"{version['major']}.{version['minor']}.{version['micro']}",
+        ask("query-qmp-schema"),
+        frozenset(command["name"] for command in ask("query-commands")),
+    )
+
+
+def _ram(argv: Sequence[str], ask: Ask) -> Iterator[Backend]:
+    """Yield the guest's RAM; what it shares with others through a device is none of its own."""
+    windows = {
+        values(text).get("memdev")
+        for text in options(argv, "device")
+        if driver(text).startswith("ivshmem")
+    }
+    for one in ask("query-memdev"):
+        if one.get("id") not in windows:
+            yield Backend(one.get("id", "ram"), int(one["size"]), bool(one["share"]))
 
 
 def _changes(argv: Sequence[str], ask: Ask, told: Callable[[str, str], Any]) -> Iterator[str]:

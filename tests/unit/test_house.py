@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,21 @@ def test_a_class_name_means_one_thing() -> None:
         if isinstance(node, ast.ClassDef)
     )
     assert [name for name, number in classes.items() if number > 1] == []
+
+
+def functions(tree: ast.Module) -> Iterator[tuple[str, int]]:
+    """Yield every function with its lines."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert node.end_lineno
+            yield node.name, node.end_lineno - node.lineno + 1
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(LAB)))
+def test_a_function_is_short(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    long = {name: lines for name, lines in functions(tree) if lines > 50}
+    assert long == {}
 
 
 def test_the_page_names_every_module() -> None:
