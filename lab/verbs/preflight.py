@@ -6,15 +6,15 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from lab.base.errors import ExitCode
+from lab.base.layout import Layout
 from lab.base.progress import note
-from lab.live.look import look
+from lab.live.look import find, look
 from lab.live.preflight import Preflight, examine, successor
 from lab.vm import binary
 
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``pageflip preflight``."""
     add = parser.add_argument
     add("qemu", metavar="PID|SOCKET", help="a running QEMU: its process id or its QMP socket")
-    add("--new", required=True, type=Path, metavar="PATH", help="the QEMU to upgrade to")
+    add("--new", required=True, metavar="REL|PATH", help="the QEMU to upgrade to")
     add("--json", action="store_true", help="print what was found out as JSON on stdout")
 
 
@@ -60,7 +60,8 @@ def show(found: Preflight, console: Console) -> None:
 
 def run(given: argparse.Namespace) -> int:
     """Do what ``pageflip preflight`` says; the exit code is 1 when there is no way at all."""
-    new = binary.inspect(given.new)
+    find(given.qemu)  # before a QEMU is built for it
+    new = binary.binary_of(Layout.default(), given.new)
     running = look(given.qemu)
     found = examine(running, new, successor(running, new))
     if given.json:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 
 from rich.console import Console
 
@@ -14,7 +15,7 @@ from lab.base.errors import ExitCode, UsageError
 from lab.base.layout import Layout
 from lab.base.progress import note
 from lab.base.record import as_json, as_json_list
-from lab.live import move
+from lab.live import look, move
 from lab.model import Outcome, VerdictKind
 from lab.options import UpgradeOptions
 from lab.pipeline import upgrade_once
@@ -67,9 +68,22 @@ def _check_options(given: argparse.Namespace) -> None:
         raise UsageError(f"--at-once {given.at_once}: one is the fewest")
 
 
+def _check_different(names: Sequence[str]) -> None:
+    """Raise UsageError for what is no running QEMU, and for one that is named twice."""
+    seen: dict[int, str] = {}
+    for name in names:
+        pid, _ = look.find(name)
+        if pid in seen:
+            raise UsageError(
+                f"--pid {seen[pid]} {name}: both are process {pid}", hint="name each QEMU once"
+            )
+        seen[pid] = name
+
+
 def _running(given: argparse.Namespace) -> int:
     """Do what ``pageflip upgrade --pid`` says."""
     _check_options(given)
+    _check_different(given.pid)
     layout = Layout.default().into(given.out)
     new = binary.binary_of(layout, given.new)
     plans = [move.plan(what, new, given.mechanism) for what in given.pid]

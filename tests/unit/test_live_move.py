@@ -6,11 +6,15 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
+from lab import cli
 from lab.base import process
 from lab.base.errors import PreconditionError, UsageError
 from lab.base.layout import Layout
@@ -145,3 +149,66 @@ def test_why_one_cannot_be_upgraded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Found, "state", "paused")
     with pytest.raises(PreconditionError, match="the guest is paused; let it run first"):
         move.plan("7", new, "auto")
+
+
+@pytest.fixture
+def running(sockets: Path) -> Iterator[tuple[str, str]]:
+    """A process that is called like a QEMU, and its socket."""
+    path = str(sockets / "qmp")
+    code = (
+        "import socket, sys, time; one = socket.socket(socket.AF_UNIX); "
+        "one.bind(sys.argv[1]); one.listen(); print(flush=True); time.sleep(100)"
+    )
+    argv = ["qemu-fake", "-c", code, path, "-qmp", f"unix:{path},server=on"]
+    with subprocess.Popen(argv, executable=sys.executable, stdout=subprocess.PIPE) as child:
+        try:
+            assert child.stdout
+            child.stdout.readline()
+            yield str(child.pid), path
+        finally:
+            child.kill()
+
+
+def test_a_process_is_named_once(
+    running: tuple[str, str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """By whatever name, and before anything is built or started."""
+    monkeypatch.setattr(upgrade.binary, "binary_of", None)
+    monkeypatch.setattr(move, "plan", None)
+    pid, socket = running
+    for twice in ([pid, pid], [pid, socket], [socket, f"0{pid}"]):
+        assert cli.main(["upgrade", "--new", "10.2", "--pid", *twice]) == 2
+        said = capfd.readouterr().err
+        assert f"--pid {' '.join(twice)}: both are process {pid}" in said
+        assert "name each QEMU once" in said
+
+
+@pytest.mark.parametrize("verb", [["upgrade", "--pid"], ["preflight"]])
+@pytest.mark.parametrize("name", ["10.2", "stock:old", "new", "/usr/bin/qemu"])
+def test_the_new_qemu_has_the_same_names_everywhere(
+    verb: list[str],
+    name: str,
+    running: tuple[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    def built(_layout: Layout, asked: str) -> None:
+        raise UsageError(f"to be built: {asked}")
+
+    def inspected(path: Path, _release: str = "") -> None:
+        raise UsageError(f"to be inspected: {path}")
+
+    monkeypatch.setattr(upgrade.binary.build, "by_name", built)
+    monkeypatch.setattr(upgrade.binary, "inspect", inspected)
+    assert cli.main([*verb, running[0], "--new", name]) == 2
+    expected = "inspected" if "/" in name else "built"
+    assert f"pageflip: to be {expected}: {name}\n" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("verb", [["upgrade", "--pid"], ["preflight"]])
+def test_who_is_not_there_is_told_before_anything_is_built(
+    verb: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(upgrade.binary, "binary_of", None)
+    assert cli.main([*verb, "999999999", "--new", "10.2"]) == 2
+    assert "there is no process 999999999" in capfd.readouterr().err

@@ -169,3 +169,7 @@ def test_no_home_and_no_current_directory(tmp_path: Path) -> None:
     )
     homeless = f"unset HOME XDG_CACHE_HOME; {shlex.join([sys.executable, '-c', code])}"
     told(shell(homeless), 3, "there is no place for the caches", "XDG_CACHE_HOME")
+
+
+def test_a_number_that_is_none() -> None:
+    told(shell(f"{shlex.join(PROGRAM)} upgrade --pid ² --new /x"), 2, "neither a process id nor")
