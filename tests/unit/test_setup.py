@@ -15,7 +15,8 @@ import pytest
 from lab.base.layout import CHECKOUT
 
 _TOOLS = ("cat", "cp", "env", "flock", "grep", "ls", "mkdir", "readlink", "rm", "sed", "sh")
-_TOOLS += ("sha256sum", "sleep", "tail", "touch")
+_TOOLS += ("sha256sum", "sleep", "tail", "touch", "tr")
+_LISTS = ("packages.txt",)
 # Stands for every python: makes an environment whose python is itself, and tells what it was asked.
 _PYTHON = r"""#!/bin/sh
 echo "python $*" >>"$STUB_LOG"
@@ -41,7 +42,17 @@ for word; do
 done
 [ -z "${STUB_MISSING:-}" ]
 """
-_APT_GET = '#!/bin/sh\necho "apt-get $*" >>"$STUB_LOG"\nexit "${STUB_APT_STATUS:-0}"\n'
+_APT_GET = r"""#!/bin/sh
+echo "apt-get $*" >>"$STUB_LOG"
+n=0
+while [ "$n" -lt 30 ]; do
+    n=$((n + 1))
+    echo "apt's line $n."
+done
+sleep "${STUB_APT_S:-0}"
+echo "E: apt's own words" >&2
+exit "${STUB_APT_STATUS:-0}"
+"""
 _SUDO = r"""#!/bin/sh
 echo "sudo" >>"$STUB_LOG"
 [ -z "${STUB_SUDO_FAILS:-}" ] || exit 1
@@ -88,7 +99,8 @@ def world(tmp_path: Path) -> World:
     checkout, bin_ = tmp_path / "a checkout", tmp_path / "bin"
     checkout.mkdir()
     bin_.mkdir()
-    for name in ("pageflip", "packages.txt", "pyproject.toml"):
+    for name in ("pageflip", "pyproject.toml", *_LISTS):
+        (checkout / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(CHECKOUT / name, checkout / name)
     for tool in _TOOLS:
         found = shutil.which(tool)
@@ -176,6 +188,42 @@ def test_root_needs_no_sudo(world: World) -> None:
     assert any(line.endswith(" gcc") for line in world.did("apt-get install"))
 
 
+def test_what_apt_says_is_in_the_log(world: World) -> None:
+    world.stub("id", "#!/bin/sh\necho 0\n")
+    done = world.start("x", STUB_MISSING="gcc")
+    assert done.stdout == "lab: x\n"
+    assert len(done.stderr.splitlines()) == 3  # what is installed, what is made, and that it is
+    log = (world.checkout / "out" / "set-up.log").read_text()
+    assert log.startswith("apt's line 1.\n")
+    assert "E: apt's own words" in log
+
+
+def test_apt_that_fails_is_told_by_the_end_of_its_words(world: World) -> None:
+    world.stub("id", "#!/bin/sh\necho 0\n")
+    done = world.start("x", STUB_MISSING="gcc", STUB_APT_STATUS="100")
+    assert done.returncode == 3
+    assert "    apt-get install gcc\n" in done.stderr
+    lines = done.stderr.splitlines()
+    assert lines[1:21] == [*(f"apt's line {n}." for n in range(12, 31)), "E: apt's own words"]
+    assert lines[21] == f"pageflip: all of it: {world.checkout}/out/set-up.log"
+
+
+def test_a_terminal_sees_what_is_being_done_on_one_line(world: World) -> None:
+    world.stub("id", "#!/bin/sh\necho 0\n")
+    ours, theirs = os.openpty()
+    environment = world.environment(STUB_MISSING="gcc", STUB_APT_S="1.2")
+    argv = [world.checkout / "pageflip", "x"]
+    subprocess.run(
+        argv, env=environment, stdout=subprocess.DEVNULL, stderr=theirs, timeout=30, check=True
+    )
+    os.close(theirs)
+    seen = os.read(ours, 65536).decode()
+    os.close(ours)
+    assert "\r\033[K    apt's line 30." in seen
+    assert "\r\033[Kpageflip: making the Python environment" in seen  # in that line's place
+    assert seen.count("\n") == 3
+
+
 def test_a_package_that_was_removed_is_missing(world: World) -> None:
     done = world.start(STUB_REMOVED="ccache")
     assert done.returncode == 3
@@ -217,6 +265,7 @@ def test_pip_that_fails_leaves_nothing_half_done(world: World) -> None:
     assert done.returncode == 3
     assert "ERROR: pip's own words" in done.stderr
     assert "pip says why above" in done.stderr
+    assert "ERROR: pip's own words" in (world.checkout / "out" / "set-up.log").read_text()
     assert not (world.checkout / ".venv").exists()
     assert world.start("x").stdout == "lab: x\n"
 
