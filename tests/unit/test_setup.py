@@ -16,7 +16,7 @@ from lab.base.layout import CHECKOUT
 
 _TOOLS = ("cat", "cp", "env", "flock", "grep", "ls", "mkdir", "readlink", "rm", "sed", "sh")
 _TOOLS += ("sha256sum", "sleep", "tail", "touch", "tr")
-_LISTS = ("packages.txt",)
+_LISTS = ("packages.txt", "packages-check.txt", "guests/debian/packages.txt")
 # Stands for every python: makes an environment whose python is itself, and tells what it was asked.
 _PYTHON = r"""#!/bin/sh
 echo "python $*" >>"$STUB_LOG"
@@ -224,6 +224,33 @@ def test_a_terminal_sees_what_is_being_done_on_one_line(world: World) -> None:
     assert seen.count("\n") == 3
 
 
+def test_check_is_given_what_its_tests_need_too(world: World) -> None:
+    world.stub("sudo", _SUDO)
+    done = world.start("check", "--all", STUB_MISSING="[cgm][chm]*")
+    assert done.stdout == "lab: check --all\n", done.stderr
+    assert world.did("sudo") == ["sudo"]
+    for package in ("gcc", "ccache", "chromium", "mmdebstrap"):
+        assert f" {package} " in f"{world.did('apt-get install')[0]} "
+    world.log.unlink()
+    assert world.start("check").stderr == ""
+    assert world.did("dpkg-query") == []
+    with (world.checkout / "packages-check.txt").open("a") as file:
+        file.write("another -  a list that has changed\n")
+    assert world.start("check", STUB_MISSING="another").returncode == 0
+    assert world.did("apt-get install")[0].endswith(" another")
+    assert world.did("python -m pip") == []
+    world.start("x")
+    assert world.start("check").stderr == ""  # each remembers its own
+
+
+@pytest.mark.parametrize("words", [("check", "--quick"), ("check", "unit", "-h"), ("upgrade",)])
+def test_the_tests_needs_are_not_everybodys(world: World, words: tuple[str, ...]) -> None:
+    assert world.start(*words, STUB_MISSING="[cm][hm]*").returncode == 0
+    assert world.start(*words).stderr == ""
+    # And that they were not looked at is made up for.
+    assert world.start("check", STUB_MISSING="[cm][hm]*").returncode == 3
+
+
 def test_a_package_that_was_removed_is_missing(world: World) -> None:
     done = world.start(STUB_REMOVED="ccache")
     assert done.returncode == 3
@@ -234,6 +261,7 @@ def test_apt_can_be_left_out(world: World) -> None:
     done = world.start("x", STUB_MISSING="gcc", PAGEFLIP_NO_APT="1")
     assert done.stdout == "lab: x\n"
     assert world.did("dpkg-query") == []
+    assert world.start("check", STUB_MISSING="chromium", PAGEFLIP_NO_APT="1").stderr == ""
     # The packages have not been looked at yet: that is made up for.
     assert world.start("x", STUB_MISSING="gcc").returncode == 3
 
@@ -251,6 +279,10 @@ def test_elsewhere_than_debian_the_programs_are_looked_for(world: World) -> None
     for name in ("gcc", "pkg-config", "shellcheck"):
         world.stub(name, "#!/bin/sh\nexit 0\n")
     assert world.start("x").stdout == "lab: x\n"
+    done = world.start("check")
+    assert done.returncode == 3
+    assert "    chromium: draws the report" in done.stderr
+    assert "gcc" not in done.stderr
 
 
 def test_an_old_python_is_refused(world: World) -> None:
