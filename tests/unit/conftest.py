@@ -3,18 +3,44 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from lab.base.layout import socket_directory
+from lab.base.layout import locked, socket_directory
 from lab.base.process import GIT_LOCAL
+from lab.guest.images import compile_agent
 
 # Called by a git hook or `git rebase --exec`, the tests' own git must not write to that repository.
 for _name in GIT_LOCAL:
     os.environ.pop(_name, None)
+
+
+@pytest.fixture(scope="session")
+def compile_once(
+    tmp_path_factory: pytest.TempPathFactory, worker_id: str
+) -> Callable[[Path, Path], None]:
+    """As `compile_agent`, but the same sources are compiled once for all tests and all workers."""
+    own = tmp_path_factory.getbasetemp()
+    kept = (own if worker_id == "master" else own.parent) / "compiled"
+
+    def compile_(source: Path, target: Path) -> None:
+        digest = hashlib.sha256()
+        for path in sorted(source.iterdir()):
+            digest.update(f"{path.name}\0".encode() + path.read_bytes())
+        place = kept / digest.hexdigest()
+        with locked(place):
+            if not place.exists():
+                made = place.with_suffix(".part")
+                compile_agent(source, made, extra=["-Werror"])
+                made.rename(place)
+        shutil.copy(place, target)
+
+    return compile_
 
 
 @pytest.fixture

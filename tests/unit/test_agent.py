@@ -10,7 +10,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lab.base.errors import LabError
-from lab.guest.images import compile_agent, static_libraries
+from lab.guest.images import static_libraries
 
 SOURCE = Path(__file__).resolve().parents[2] / "guests" / "agent"
 MIB = 1 << 20
@@ -88,7 +88,9 @@ class Agent:
 
 
 @pytest.fixture(scope="session")
-def binary(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def binary(
+    tmp_path_factory: pytest.TempPathFactory, compile_once: Callable[[Path, Path], None]
+) -> Path:
     if not shutil.which("cc"):
         pytest.skip("no C compiler")
     try:
@@ -96,7 +98,7 @@ def binary(tmp_path_factory: pytest.TempPathFactory) -> Path:
     except LabError as error:
         pytest.skip(f"{error}: {error.hint}")
     path = tmp_path_factory.mktemp("agent") / "agent"
-    compile_agent(SOURCE, path, extra=["-Werror"])
+    compile_once(SOURCE, path)
     return path
 
 

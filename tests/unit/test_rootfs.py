@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -71,7 +72,7 @@ def test_the_index_lists_every_package_with_its_checksum(tmp_path: Path) -> None
 
 
 def test_an_image_has_the_disk_and_its_packages(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compile_once: Callable[[Path, Path], None]
 ) -> None:
     for tool in ("dpkg-deb", "cpio", "cc"):
         if not shutil.which(tool):
@@ -109,6 +110,7 @@ def test_an_image_has_the_disk_and_its_packages(
         assert agent.is_file()
         target.write_bytes(debs["dbus"].read_bytes())
 
+    monkeypatch.setattr(images, "compile_agent", compile_once)
     monkeypatch.setattr(rootfs, "build", make)
     monkeypatch.setattr(rootfs, "tools", lambda: ["tool 1"])
 
