@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -24,9 +25,14 @@ Trouble = Callable[[int, UpgradeOptions], "dict[str, Any] | None"]
 
 def request(*words: str) -> Request:
     """Return what these words on the command line ask for."""
+    return verb.parse(_parser().parse_args(words))
+
+
+@functools.cache
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser()
     verb.add_arguments(parser)
-    return verb.parse(parser.parse_args(words))
+    return parser
 
 
 def layout(tmp_path: Path) -> Layout:

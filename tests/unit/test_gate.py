@@ -11,12 +11,19 @@ import pytest
 
 from lab import bench, cli
 from lab.base.errors import ExitCode, UsageError
+from lab.report import write
 from lab.report.changes import Gate
 from lab.results import gate
 from lab.results.figures import Bench
 from lab.results.gate import alarms, changes, condition, differences
 
 WORDS = ("--mechanisms", "gift,precopy", "--ram", "512M", "--repeats", "5")
+
+
+@pytest.fixture(autouse=True)
+def no_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing it takes longer than everything that is tested here; test_page.py looks at it."""
+    monkeypatch.setattr(write, "write_bench", lambda _bench, _directory: None)
 
 
 def made(
