@@ -35,7 +35,8 @@ def known(tags: str) -> None:
     said = process.run(_argv("list", "-t", tags, _TESTS), cwd=CHECKOUT, check=False).stdout
     if ":" not in said:
         raise UsageError(
-            f"--tags {tags}: no test has them", hint="one of quick, thorough, fault, baseline"
+            f"--tags {tags}: no test has them",
+            hint="one of quick, medium, thorough, fault, baseline",
         )
 
 

@@ -32,7 +32,7 @@ _DAMAGES = {
 class Debian(Upgrading, avocado.Test):
     """The verdict says what the workloads found; here is what it cannot know.
 
-    :avocado: tags=thorough
+    :avocado: tags=medium
     """
 
     timeout = 1200
@@ -49,13 +49,19 @@ class Debian(Upgrading, avocado.Test):
         self.worked(result, *names, "stress_ops", "chain_steps")
 
     def test_new_qemu_killed(self) -> None:
-        """The disk stays where the guest stays."""
+        """The disk stays where the guest stays.
+
+        :avocado: tags=thorough
+        """
         result = self.upgrade("flip", 1 + SECOND_QEMU, kill_new, workload="disk")
         self.assertEqual(result.outcome, Outcome.ROLLED_BACK)
         self.worked(result, "fio_rounds", "journal_records")
 
     def test_damage(self) -> None:
-        """Whatever is changed behind a workload's back is found, and is the upgrade's fault."""
+        """Whatever is changed behind a workload's back is found, and is the upgrade's fault.
+
+        :avocado: tags=thorough
+        """
 
         def damage(old: Vm, _new: Vm) -> None:
             deadline = Deadline.after(120, "the guest damages its data")

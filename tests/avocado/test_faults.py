@@ -30,7 +30,7 @@ _RATIO = 1 + 4 * SECOND_QEMU
 class Faults(Upgrading, avocado.Test):
     """Faults of processes, of what they have to share, and of who asks for the upgrade.
 
-    :avocado: tags=fault,thorough
+    :avocado: tags=fault,medium
     """
 
     ram = "256M"
@@ -48,7 +48,10 @@ class Faults(Upgrading, avocado.Test):
         self.rolled_back("flip", stop, "within 30000 ms")
 
     def test_new_killed_at_any_time(self) -> None:
-        """Before the commit the old QEMU has the guest, after it nobody: never both."""
+        """Before the commit the old QEMU has the guest, after it nobody: never both.
+
+        :avocado: tags=thorough
+        """
         seen = []
         for delay_ms in (0, 10, 40, 120):
 
@@ -74,7 +77,10 @@ class Faults(Upgrading, avocado.Test):
             self.whole(result)
 
     def test_old_killed_before_the_commit(self) -> None:
-        """There was one QEMU with the guest, and there is none any more."""
+        """There was one QEMU with the guest, and there is none any more.
+
+        :avocado: tags=thorough
+        """
         for mechanism in ("flip", "precopy"):
             result = self.upgrade(mechanism, 2.3, lambda old, _: os.kill(old.pid, signal.SIGKILL))
             self.assertEqual(result.outcome, Outcome.LOST)

@@ -61,7 +61,7 @@ class Guest:
 class Live(avocado.Test):
     """Each guest's memory is filled and rewritten, and checked to the last page afterwards.
 
-    :avocado: tags=thorough
+    :avocado: tags=medium
     """
 
     timeout = 600

@@ -17,7 +17,7 @@ _OTHERS = {"postcopy": 2.0}
 class Matrix(Upgrading, avocado.Test):
     """The assertions of every upgrade, whatever it consists of.
 
-    :avocado: tags=thorough
+    :avocado: tags=medium
     """
 
     timeout = 1200

@@ -71,7 +71,7 @@ class Relay:
 class Mismatch(Upgrading, avocado.Test):
     """What is refused, and what goes wrong on the way.
 
-    :avocado: tags=fault,thorough
+    :avocado: tags=fault,medium
     """
 
     ram = "256M"

@@ -15,7 +15,7 @@ from lab.base.layout import CHECKOUT
 _DEFAULT_S = 30
 _MESON = (sys.executable, "-m", "mesonbuild.mesonmain")
 _NO_QEMU = {"unit", "patches"}
-_WITH_QEMU = {"avocado-quick", "avocado-thorough", "bench-smoke"}
+_WITH_QEMU = {"avocado-quick", "avocado-medium", "avocado-thorough", "bench-smoke"}
 
 
 def introspect(build: Path, *options: str) -> dict[str, Any]:
