@@ -233,9 +233,7 @@ def test_what_is_built_must_be_what_was_asked_for(
     make: Make, fake: fake_source.FakeSource, layout: Layout, source: Source
 ) -> None:
     other = fake.release.model_copy(update={"version": "9.9.10"})
-    with pytest.raises(
-        CannotTellError, match=r"reports another version: .* 9\.9\.9"
-    ):
+    with pytest.raises(CannotTellError, match=r"reports another version: .* 9\.9\.9"):
         build.build(layout, other, source, STOCK, fake_source.OPTIONS)
 
 
