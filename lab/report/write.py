@@ -13,10 +13,11 @@ from lab.base.errors import UsageError
 from lab.base.record import write_whole
 from lab.measure.timeline import Timeline
 from lab.model import Result
-from lab.report import guestperf, page
+from lab.report import guestperf, page, picture
 from lab.results.figures import Bench
 
 _PAGE = "report.html"
+PICTURE = "picture.svg"
 GUESTPERF = "guestperf.json"
 
 
@@ -34,14 +35,19 @@ def write_run(directory: Path) -> Path:
     return directory / _PAGE
 
 
+def write_picture(directory: Path, other: Path) -> Path:
+    """Draw the upgrade in `directory` above that in `other`; return where; raise UsageError."""
+    drawn = picture.draw(*((_result(each), _some_timeline(each)) for each in (directory, other)))
+    write_whole(directory / PICTURE, drawn)
+    return directory / PICTURE
+
+
 def write_guestperf(directory: Path, name: str = "") -> Path:
     """Write what guestperf reads of the upgrade in `directory`, and return where it is.
 
     `name` is what charts call it; the mechanism's name unless given.  Raises UsageError.
     """
-    result, line = _result(directory), _timeline(directory)
-    if not line:
-        raise UsageError(f"{directory}: it was not written down when what happened")
+    result, line = _result(directory), _some_timeline(directory)
     machine = _stage(directory, "run").get("machine", {})
     info = _stage(directory, "upgrade").get("query_migrate", {})
     told = guestperf.report(result, line, name or result.mechanism, machine, info)
@@ -61,6 +67,13 @@ def _timeline(directory: Path) -> Timeline | None:
     """Return when what happened in a run; None where that was not written down."""
     kept = _stage(directory, "measure").get("timeline")
     return Timeline.model_validate(kept) if kept else None
+
+
+def _some_timeline(directory: Path) -> Timeline:
+    """Return when what happened in a run; raise UsageError where that was not written down."""
+    if line := _timeline(directory):
+        return line
+    raise UsageError(f"{directory}: it was not written down when what happened")
 
 
 def _stage(directory: Path, name: str) -> dict[str, Any]:

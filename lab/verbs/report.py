@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The verb `report`: ``report.html`` from what a bench or an upgrade has left behind.
 
-With ``--guestperf`` it is ``guestperf.json``, which QEMU's own guestperf-plot.py reads.
+With ``--guestperf`` it is ``guestperf.json``, which QEMU's own guestperf-plot.py reads; with
+``--picture`` an SVG of two upgrades.
 """
 
 from __future__ import annotations
@@ -12,7 +13,14 @@ from pathlib import Path
 
 from lab.base.errors import ExitCode, UsageError
 from lab.report import page
-from lab.report.write import GUESTPERF, write_bench, write_guestperf, write_run
+from lab.report.write import (
+    GUESTPERF,
+    PICTURE,
+    write_bench,
+    write_guestperf,
+    write_picture,
+    write_run,
+)
 from lab.results.figures import FILE, read_bench
 
 
@@ -21,7 +29,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "directory", type=Path, metavar="DIR", help="of an upgrade or of a bench: out/..."
     )
-    parser.add_argument(
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument(
+        "--picture",
+        type=Path,
+        metavar="OTHER",
+        help=f"write {PICTURE} instead: this upgrade above the one in OTHER, on one time axis",
+    )
+    instead.add_argument(
         "--guestperf",
         action="store_true",
         help=f"write {GUESTPERF} for QEMU's own guestperf-plot.py instead; of a bench, in the "
@@ -32,7 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(given: argparse.Namespace) -> int:
     """Do what ``pageflip report`` says: write it, and print where it is."""
     directory: Path = given.directory
-    if (directory / FILE).is_file():
+    if given.picture:
+        paths = [write_picture(directory, given.picture)]
+    elif (directory / FILE).is_file():
         bench = read_bench(directory)
         if given.guestperf:
             paths = [
