@@ -22,7 +22,7 @@ _BEFORE, _AFTER = 0.06, 0.12
 _LEFT, _RIGHT, _PANEL = 128.0, 812.0, 122.0
 _FIRST_PANEL, _LANE, _LANE_STEP = 78.0, 28.0, 36.0
 #: The memory chart: its lower edge, the height of 1.0, and the highest value shown.
-_BOTTOM, _ONE, _HIGHEST = 474.0, 56.0, 2.4
+_BOTTOM, _ONE, _HIGHEST = 474.0, 60.0, 2.2
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def _panel(result: Result, line: Timeline, scale: Scale, y: float) -> Panel:
         pause=scale.bar(before, after, y - 4),
         label=f"pause {pause_ms:.0f} ms, complete after {line.end_ms / 1e3:.2g} s",
         line=" ".join(f"{x},{level}" for x, level in points),
-        peak=f"{result.mechanism}: {result.memory.ratio:.2f}",
+        peak=f"{result.mechanism}: peak {result.memory.ratio:.2f}",
         peak_x=done + 8 if on_the_left else done,
         peak_y=_level(1) + 24 if on_the_left else _level(result.memory.ratio) - 10,
         anchor="start" if on_the_left else "end",
