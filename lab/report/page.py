@@ -15,15 +15,19 @@ from plotly.offline import get_plotlyjs
 
 from lab.measure.timeline import Timeline
 from lab.model import Result, VerdictKind
-from lab.report import charts, screen, tables
+from lab.report import charts, screen, strips, tables
 from lab.report.tables import TITLES, digits
 from lab.results.figures import Bench, Run
 
 #: A cell of a table: what it says, and in small print below what else.
 Cell = tuple[str, str]
 _MIB = 2**20
-#: What has a chart of its own beside the pause: its unit, and whether it spans orders of magnitude.
-_CHARTS = {"total_ms": ("ms", True), "memory_ratio": ("", False), "brownout_ms": ("ms", False)}
+#: What has a chart of its own beside the pause: title, unit, whether its axis is logarithmic.
+_CHARTS = {
+    "total_ms": ("Whole upgrade", "ms", True),
+    "memory_ratio": ("Memory: peak / before", "", False),
+    "brownout_ms": ("Brownout", "ms", False),
+}
 
 
 @dataclass(frozen=True)
@@ -60,23 +64,25 @@ def _bench_sections(bench: Bench, lines: dict[str, Timeline]) -> Iterator[Sectio
                 [(row.mechanism, ""), (tables.runs(row), ""), *tables.cells(row)] for row in rows
             ],
             charts=[
-                _html(charts.pauses(rows)),
+                _html(strips.pauses(bench, rows)),
                 *(
-                    _html(charts.one_figure(rows, name, TITLES[name], unit, log=log))
-                    for name, (unit, log) in _CHARTS.items()
+                    _html(strips.one_figure(bench, rows, name, *how, log=log))
+                    for name, (*how, log) in _CHARTS.items()
                 ),
             ],
         )
     for axis in tables.what_differs(bench.summary):
         yield Section(
             f"Pause against {charts.AXES[axis].name}",
-            charts=[_html(chart) for chart in charts.scaling(bench.summary, axis)],
+            charts=[_html(chart) for chart in charts.scaling(bench, axis)],
         )
     for run in typical(bench):
         if line := lines.get(run.run_directory):
             yield Section(
                 f"One run: {run.mechanism}, {bench.request.words(run.load)}, round {run.round}",
-                text=[f"Of those measured, the one with the median pause. {run.run_directory}"],
+                text=[
+                    "The run whose pause as seen from outside is the median: " + run.run_directory
+                ],
                 charts=[_html(charts.timeline(line))],
             )
 

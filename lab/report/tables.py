@@ -77,8 +77,8 @@ def _screen(bench: Bench, load: Load, rows: Sequence[Row], *, intervals: bool) -
     names = [*TITLES.values(), *ratio_titles(bench)]
     for name, across in zip(names, zip(*map(cells, rows), strict=True), strict=True):
         texts = [
-            Text.assemble(median, ("\n" + interval, "dim")) if intervals and interval else median
-            for median, interval in across
+            Text.assemble(median, ("\n" + around, "dim")) if intervals and around else median
+            for median, around in across
         ]
         table.add_row(name, *texts)
     return table
@@ -151,10 +151,11 @@ def cells(row: Row) -> list[tuple[str, str]]:
 def _cell(found: Estimate | None, write_number: Callable[[float], str]) -> tuple[str, str]:
     if found is None:
         return "-", ""
-    return write_number(found.median), _interval(found, write_number)
+    return write_number(found.median), interval(found, write_number)
 
 
-def _interval(found: Estimate, write_number: Callable[[float], str]) -> str:
+def interval(found: Estimate, write_number: Callable[[float], str]) -> str:
+    """Return the interval of a median in brackets; nothing where there is none."""
     if found.low is None or found.high is None:
         return ""
     return f"[{write_number(found.low)}, {write_number(found.high)}]"
@@ -182,12 +183,12 @@ def _every_figure(bench: Bench, rows: Sequence[Row]) -> tuple[list[str], list[li
                     TITLES[name],
                     str(found.n),
                     write_number(found.median),
-                    _interval(found, write_number) or "-",
+                    interval(found, write_number) or "-",
                     write_number(found.maximum if found.p95 is None else found.p95),
                     write_number(found.minimum),
                     write_number(found.maximum),
                     digits(ratio.median) if ratio else "-",
-                    (_interval(ratio, digits) if ratio else "") or "-",
+                    (interval(ratio, digits) if ratio else "") or "-",
                 ]
             )
     return heading, body

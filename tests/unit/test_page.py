@@ -102,9 +102,9 @@ def test_a_bench_of_several_rates(tmp_path: Path) -> None:
         "One run: gift, 1024 MiB, 50 MiB/s rewritten, round 1",
     ):
         assert words_shown in said
-    assert re.search(r"Pause from outside, rewritten, MiB\\?\S{1,6}s: 50", text)
-    assert "Pause from outside, guest RAM, GiB: 0.5" in text
-    chart, _ = charts.scaling(done.summary, "dirty_rate")
+    assert re.search(r"Pause as seen from outside, rewritten, MiB\\?\S{1,6}s: 50", text)
+    assert "Pause as seen from outside, guest RAM, GiB: 0.5" in text
+    chart, _ = charts.scaling(done, "dirty_rate")
     assert [list(line.x) for line in chart.data] == [[0, 50]] * 2
     # Four loads of four charts, two of each scaling, two timelines.
     assert len(re.findall(r"Plotly\.newPlot", text[text.index("</head>") :])) == 22
