@@ -14,9 +14,10 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from lab.measure.timeline import Timeline
-from lab.model import Result, VerdictKind
-from lab.report import charts, screen, strips, tables
+from lab.model import Result
+from lab.report import charts, screen, strips, tables, words
 from lab.report.tables import TITLES, digits
+from lab.report.words import Words
 from lab.results.figures import Bench, Run
 
 #: A cell of a table: what it says, and in small print below what else.
@@ -43,12 +44,9 @@ class Section:
 
 def of_bench(bench: Bench, lines: dict[str, Timeline]) -> str:
     """Return the page of a bench; `lines` are timelines of runs by their directory's name."""
-    failed = sum(row.failed for row in bench.summary)
-    verdict = f"{failed} runs failed" if failed else "every guest was whole after every run"
     return _page(
-        f"Bench of {bench.started}",
-        verdict if bench.runs else "nothing was measured",
-        passed=bool(bench.runs) and not failed,
+        f"Bench of {bench.started[:16].replace('T', ', ')} UTC",
+        words.of_bench(bench),
         sections=list(_bench_sections(bench, lines)),
         remarks=[*tables.remarks(bench), *tables.circumstances(bench)],
         command=bench.command,
@@ -113,8 +111,7 @@ def of_run(result: Result, line: Timeline | None) -> str:
     return _page(
         f"{result.guest} guest, {result.ram_bytes // _MIB} MiB, by {result.mechanism}: "
         f"QEMU {result.old.version} to {result.new.version}",
-        f"{result.verdict.upper()}: {result.outcome}",
-        passed=result.verdict is VerdictKind.PASS,
+        words.of_run(result),
         reasons=result.reasons,
         sections=sections,
         remarks=[
@@ -139,9 +136,8 @@ def _html(figure: go.Figure) -> Markup:
 
 def _page(
     title: str,
-    verdict: str,
+    verdict: Words,
     *,
-    passed: bool,
     sections: Sequence[Section],
     remarks: Sequence[str],
     command: str,
@@ -152,7 +148,6 @@ def _page(
     return template.render(
         title=title,
         verdict=verdict,
-        passed=passed,
         reasons=reasons,
         sections=sections,
         remarks=remarks,

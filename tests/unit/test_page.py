@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import fake_bench
+import made_bench
 import pytest
 
 from lab import bench, cli
@@ -78,7 +79,10 @@ def test_a_bench_in_one_file(tmp_path: Path) -> None:
     found = Reader(text)
     assert not found.open
     assert not found.fetched  # works without a network
-    assert "every guest was whole after every run" in found.said
+    assert "Every guest was intact after all 16 upgrades." in found.said
+    assert (
+        "512 MiB: gift's pause as seen from outside is shorter than precopy's: 0.200" in found.said
+    )
     for words_shown in ("512 MiB of RAM", "1024 MiB of RAM", "Pause against RAM", "One run: gift"):
         assert words_shown in found.said
     assert done.command in found.said
@@ -117,7 +121,11 @@ def test_an_upgrade_in_one_file(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert cli.main(["report", str(tmp_path)]) == 0
     written = Path(capsys.readouterr().out.strip())
     found = Reader(written.read_text(encoding="utf-8"))
-    assert "PASS: upgraded" in found.said
+    assert (
+        "PASS: gift moved the guest from one QEMU 10.2.2 to another, and it arrived intact."
+        in found.said
+    )
+    assert "The guest paused for 182 ms from STOP to RESUME" in found.said
     assert "What happened when" in found.said
     assert "./pageflip upgrade" in found.said
 
@@ -127,6 +135,20 @@ def test_an_upgrade_of_an_older_version_has_no_timeline(tmp_path: Path) -> None:
     (tmp_path / "6-measure.json").write_text("{}")
     found = Reader(write.write_run(tmp_path).read_text(encoding="utf-8"))
     assert "What happened when" not in found.said
+
+
+def test_the_state_of_a_bench_has_a_colour(tmp_path: Path) -> None:
+    whole = made_bench.of_pauses({"flip": [9.0, 5.0], "precopy": [9.0, 5.0]})
+    failed = [run.model_copy(update={"faults": ["bad pages: 1"]}) for run in whole.runs]
+    for done, state in (
+        (whole, "pass"),
+        (made_bench.of_runs(failed, ["flip", "precopy"]), "fail"),
+        (made_bench.of_pauses({"flip": [9.0], "precopy": [9.0]}), "open"),
+    ):
+        text = page.of_bench(done, {})
+        assert f'<p class="verdict {state}">' in text
+        assert f".{state} {{ color: var(" in text
+        assert not Reader(text).open
 
 
 def test_what_qemu_says_is_no_markup() -> None:
