@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import jinja2
 import plotly.graph_objects as go
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from plotly.offline import get_plotlyjs
 
 from lab.measure.timeline import Timeline
@@ -23,6 +24,8 @@ from lab.results.figures import Bench, Run
 #: A cell of a table: what it says, and in small print below what else.
 Cell = tuple[str, str]
 _MIB = 2**20
+#: Where the label of a mechanism may be broken.
+_JOINTS = re.compile(r"(?=@|(?<!:):|\+|/)|(?<=,)(?=\S)")
 #: What has a chart of its own beside the pause: title, unit, whether its axis is logarithmic.
 _CHARTS = {
     "total_ms": ("Whole upgrade", "ms", True),
@@ -105,9 +108,9 @@ def of_run(result: Result, line: Timeline | None) -> str:
     parts = charts.phases(result.phases_ms)
     sections = [Section(body=[[(name, ""), (text, "")] for name, text in screen.rows(result)])]
     if line:
-        sections.append(Section("What happened when", charts=[_html(charts.timeline(line))]))
+        sections.append(Section("Timeline", charts=[_html(charts.timeline(line))]))
     if parts:
-        sections.append(Section("Parts of the upgrade", charts=[_html(parts)]))
+        sections.append(Section("Phases", charts=[_html(parts)]))
     return _page(
         f"{result.guest} guest, {result.ram_bytes // _MIB} MiB, by {result.mechanism}: "
         f"QEMU {result.old.version} to {result.new.version}",
@@ -134,6 +137,12 @@ def _html(figure: go.Figure) -> Markup:
     return Markup(text)  # noqa: S704 -- plotly's own markup
 
 
+def _breakable(text: str) -> Markup:
+    """Return `text` with places where lines may break in labels and in lists of them."""
+    safe = re.sub(r"\S*[@,]\S*", lambda name: _JOINTS.sub("<wbr>", name[0]), str(escape(text)))
+    return Markup(safe)  # noqa: S704 -- escaped above
+
+
 def _page(
     title: str,
     verdict: Words,
@@ -144,8 +153,9 @@ def _page(
     reasons: Sequence[str] = (),
 ) -> str:
     loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
-    template = jinja2.Environment(loader=loader, autoescape=True).get_template("report.html")
-    return template.render(
+    environment = jinja2.Environment(loader=loader, autoescape=True)
+    environment.filters["breakable"] = _breakable
+    return environment.get_template("report.html").render(
         title=title,
         verdict=verdict,
         reasons=reasons,

@@ -40,7 +40,7 @@ class Reader(HTMLParser):
         self.words: list[str] = []
         self.fetched: list[str] = []
         self.open: list[str] = []
-        self.feed(text)
+        self.feed(text.replace("<wbr>", ""))
         self.close()
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -126,7 +126,8 @@ def test_an_upgrade_in_one_file(tmp_path: Path, capsys: pytest.CaptureFixture[st
         in found.said
     )
     assert "The guest paused for 182 ms from STOP to RESUME" in found.said
-    assert "What happened when" in found.said
+    assert "Timeline" in found.said
+    assert "Phases" in found.said
     assert "./pageflip upgrade" in found.said
 
 
@@ -134,7 +135,7 @@ def test_an_upgrade_of_an_older_version_has_no_timeline(tmp_path: Path) -> None:
     (tmp_path / "result.json").write_text(SAMPLE.read_text())
     (tmp_path / "6-measure.json").write_text("{}")
     found = Reader(write.write_run(tmp_path).read_text(encoding="utf-8"))
-    assert "What happened when" not in found.said
+    assert "Timeline" not in found.said
 
 
 def test_the_state_of_a_bench_has_a_colour(tmp_path: Path) -> None:
@@ -149,6 +150,23 @@ def test_the_state_of_a_bench_has_a_colour(tmp_path: Path) -> None:
         assert f'<p class="verdict {state}">' in text
         assert f".{state} {{ color: var(" in text
         assert not Reader(text).open
+
+
+def test_a_row_of_a_table_can_be_read_by_itself() -> None:
+    """On a narrow screen, where it stands without the heading."""
+    text = page.of_bench(made_bench.of_pauses({"flip": [9.0, 5.0], "precopy": [9.0, 5.0]}), {})
+    heading = re.findall(r"<th>(.*?)</th>", text)
+    assert "total ms" in heading
+    assert re.findall(r'<td data-name="(.*?)">', text) == heading * 2
+
+
+def test_long_names_may_be_broken_where_they_are_put_together() -> None:
+    name = "flip@10.0::a<b/x+y"
+    text = page.of_bench(made_bench.of_pauses({name: [9.0, 5.0], "precopy": [9.0, 5.0]}), {})
+    broken = "flip<wbr>@10.0<wbr>::a&lt;b<wbr>/x<wbr>+y"
+    assert f'<td data-name="mechanism">{broken}</td>' in text
+    assert f'<p class="sentence">{broken}&#39;s pause' in text
+    assert f"--mechanisms &#39;{broken},<wbr>precopy&#39; --ram" in text
 
 
 def test_what_qemu_says_is_no_markup() -> None:
