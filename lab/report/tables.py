@@ -24,8 +24,8 @@ TITLES = {
     "pause_inside_ms": "pause ms, inside",
     "total_ms": "total ms",
     "memory_ratio": "memory peak / before",
-    "memory_pss_ratio": "the same by PSS",
-    "brownout_ms": "brown-out ms",
+    "memory_pss_ratio": "memory peak / before, by PSS",
+    "brownout_ms": "brownout ms",
     "huge_pages_kept": "huge pages kept",
 }
 assert set(TITLES) == set(Figures.model_fields)
@@ -229,7 +229,7 @@ def load_title(bench: Bench, load: Load) -> str:
     """Return what the part of a load is called."""
     touched = next(run.touched_bytes for run in bench.runs if run.ram_bytes == load.ram_bytes)
     return (
-        f"{load.ram_bytes // _MIB} MiB of RAM, {touched // _MIB} MiB of it filled"
+        f"{load.ram_bytes // _MIB} MiB of RAM, {touched // _MIB} MiB filled"
         f"{bench.request.rate_words(load)}"
     )
 
@@ -263,8 +263,8 @@ def remarks(bench: Bench) -> Iterator[str]:
     """Yield what a reader of the tables has to know, one line each."""
     request = bench.request
     yield (
-        f"median [95 % bootstrap interval] of {request.repeats} interleaved rounds after a warm-up"
-        f"; ratios are taken to {request.reference} round by round (docs/measuring.md)"
+        f"median [95 % bootstrap interval] of {_rounds(request.repeats)} after a warm-up"
+        f"; ratios are to {request.reference}, round by round (docs/measuring.md)"
         + (
             f"; with fewer than {_NARROWER_FROM} runs the interval is their range"
             if request.repeats < _NARROWER_FROM
@@ -272,7 +272,7 @@ def remarks(bench: Bench) -> Iterator[str]:
         )
     )
     if any(run.accel == "tcg" for run in bench.runs):
-        yield "accelerator TCG: times compare with each other, not with KVM's"
+        yield "accelerator TCG: compare its times with each other, not with KVM's"
     if noise := [run.noise_ms for run in bench.runs if run.noise_ms is not None]:
         yield (
             "noise: the longest gap between heartbeats in the second before an upgrade was "
@@ -289,7 +289,11 @@ def remarks(bench: Bench) -> Iterator[str]:
     for (mechanism, reason), sizes in lacking.items():
         yield f"not possible: {mechanism}, {', '.join(sizes)} MiB: {reason}"
     for entry in bench.troubles:
-        yield f"the lab could not tell: {_where(bench, entry)}: {flat(entry.reason)}"
+        yield f"inconclusive: {_where(bench, entry)}: {flat(entry.reason)}"
+
+
+def _rounds(number: int) -> str:
+    return f"{number} interleaved rounds" if number > 1 else "one round"
 
 
 def _where(bench: Bench, entry: Turn) -> str:

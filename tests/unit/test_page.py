@@ -100,7 +100,7 @@ def test_a_bench_of_several_rates(tmp_path: Path) -> None:
     text = page.of_bench(done, dict.fromkeys(typical, LINE))
     said = Reader(text).said
     for words_shown in (
-        "1024 MiB of RAM, 768 MiB of it filled, 0 MiB/s rewritten",
+        "1024 MiB of RAM, 768 MiB filled, 0 MiB/s rewritten",
         "Pause against RAM",
         "Pause against dirty rate",
         "One run: gift, 1024 MiB, 50 MiB/s rewritten, round 1",
