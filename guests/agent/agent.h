@@ -15,6 +15,7 @@
 #define PAGEFLIP_AGENT_H
 
 #include <jansson.h>
+#include <netinet/in.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -74,6 +75,13 @@ void worker_start(void);
 /* Takes the job's id over; false (and the id stays) when the queue is full */
 bool worker_submit(const Job *job);
 void worker_report(json_t *reply);
+
+/* interface.c */
+/*
+ * Give the first Ethernet interface ADDRESS/PREFIX.
+ * Returns NULL, or what failed, with errno set.
+ */
+const char *interface_configure(struct in_addr address, unsigned prefix);
 
 /* echo.c: what the host reaches over the guest's network */
 typedef enum EchoDamage {
