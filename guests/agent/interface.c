@@ -19,6 +19,8 @@
 #include "agent.h"
 
 #define INTERFACES_DIR "/sys/class/net"
+/* Answers that go out in one go, after a stall */
+#define QUEUED_PACKETS 10000
 
 static bool is_ethernet(const char *name)
 {
@@ -78,6 +80,10 @@ const char *interface_configure(struct in_addr address, unsigned prefix)
         in->sin_addr.s_addr = htonl(prefix ? ~0U << (32 - prefix) : 0);
         if (!failed && ioctl(fd, SIOCSIFNETMASK, &request)) {
             failed = "SIOCSIFNETMASK";
+        }
+        request.ifr_qlen = QUEUED_PACKETS;
+        if (!failed && ioctl(fd, SIOCSIFTXQLEN, &request)) {
+            failed = "SIOCSIFTXQLEN";
         }
         request.ifr_flags = IFF_UP | IFF_RUNNING;
         if (!failed && ioctl(fd, SIOCSIFFLAGS, &request)) {

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import socket
 import struct
 from collections.abc import Iterator
@@ -12,6 +14,11 @@ from typing import Any
 
 import pytest
 from test_agent import Agent, binary  # noqa: F401 -- a fixture
+
+from lab.base.deadline import Deadline
+
+#: asm-generic/socket.h
+SO_RCVBUFFORCE = 33
 
 WORDS = struct.pack(">512Q", *range(512))
 
@@ -65,6 +72,34 @@ def test_a_datagram_goes_back_as_it_came(echo: Echo) -> None:
         for datagram in (b"one", b"", b"x" * 1400):
             udp.send(datagram)
             assert udp.recv(2000) == datagram
+
+
+def flood(echo: Echo, count: int) -> dict[str, Any]:
+    """Send datagrams while the agent stands still; return its account once it knows of all."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+        udp.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 16 << 20)
+        udp.connect(("127.0.0.1", echo.ports["udp_port"]))
+        os.kill(echo.agent.process.pid, signal.SIGSTOP)
+        for n in range(count):
+            udp.send(n.to_bytes(64, "big"))
+        os.kill(echo.agent.process.pid, signal.SIGCONT)
+        for _ in Deadline.after(60, "the agent has taken them all").poll():
+            account = echo.account()
+            if account["datagrams"] + account["dropped"] == count:
+                break
+        for n in range(account["datagrams"]):
+            assert int.from_bytes(udp.recv(2000, socket.MSG_DONTWAIT), "big") == n
+    return account
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may have a buffer of any size")
+@pytest.mark.parametrize(("count", "fits"), [(5_000, True), (20_000, False)])
+def test_what_comes_while_the_agent_stands_still(echo: Echo, count: int, fits: bool) -> None:
+    """What its buffer has room for is answered, the first ones first; the rest is counted."""
+    account = flood(echo, count)
+    assert account["unanswered"] == 0
+    assert (account["dropped"] == 0) == fits
+    assert account["datagrams"] >= 5_000
 
 
 def test_a_numbered_stream_goes_back_and_is_checked(echo: Echo) -> None:
