@@ -17,6 +17,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from lab.base import process
 from lab.base.errors import CannotTellError, PreconditionError
@@ -54,7 +55,12 @@ class Segment:
         """Return an IPv4 socket in the namespace, not connected yet."""
         return self._stack.enter_context(socket.socket(fileno=self._ask(kind.name)))
 
-    def answer(self) -> tuple[dict[str, str], list[int]]:
+    def dropped(self) -> int:
+        """Return how many packets, of any kind, the taps had no room for until now."""
+        self._control.send(b"dropped")
+        return int(self.answer()[0]["dropped"])
+
+    def answer(self) -> tuple[dict[str, Any], list[int]]:
         """Return the child's next answer; raise CannotTellError with what it said if it ended."""
         try:
             said, descriptors, _, _ = socket.recv_fds(self._control, _LINE, 1)

@@ -2,7 +2,7 @@
 """What runs inside the lab's network namespace: ``python -m lab.workloads.netnschild DESCRIPTOR``.
 
 Makes the bridge, then answers on the socket that it was given until the lab closes it.  A request
-is one word; the answer is a JSON object, with the descriptor that was asked for.
+is one word; the answer is a JSON object, with the descriptor that was asked for if it was one.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ _TUN = "/dev/net/tun"
 _TUNSETIFF = 0x400454CA
 _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
 _WORD_BYTES = 64
+#: What a tap keeps for a guest that stands still: seconds of the lab's traffic (packets).
+_QUEUED = 10_000
 
 
 def bridge(netlink: IPRoute) -> int:
@@ -47,11 +49,17 @@ def tap(netlink: IPRoute, master: int) -> int:
         request = struct.pack("16sH22x", b"tap%d", _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR)
         name = fcntl.ioctl(descriptor, _TUNSETIFF, request)[:16].rstrip(b"\0").decode()
         index = netlink.link_lookup(ifname=name)[0]
-        netlink.link("set", index=index, master=master, state="up")
+        netlink.link("set", index=index, master=master, txqlen=_QUEUED, state="up")
     except (OSError, NetlinkError):
         os.close(descriptor)
         raise
     return descriptor
+
+
+def dropped(netlink: IPRoute) -> int:
+    """Return how many packets, of any kind, the taps had no room for.  Raises NetlinkError."""
+    taps = netlink.get_links(kind="tun")
+    return sum(tap.get_attr("IFLA_STATS64")["tx_dropped"] for tap in taps)
 
 
 def refuse(control: socket.socket, error: Exception) -> None:
@@ -70,6 +78,9 @@ def serve(control: socket.socket, netlink: IPRoute, master: int) -> None:
     """Answer until the lab is gone."""
     while word := control.recv(_WORD_BYTES).decode():
         try:
+            if word == "dropped":
+                control.send(json.dumps({"dropped": dropped(netlink)}).encode())
+                continue
             if word == "tap":
                 given = tap(netlink, master)
             else:

@@ -104,10 +104,13 @@ class _NetworkRun(WorkloadRun):
             tcp_bytes=status["echo"]["tcp_bytes"],
             tcp_bad_bytes=status["echo"]["tcp_bad_bytes"],
             tcp_first_bad=status["echo"]["tcp_first_bad"],
+            datagrams=status["echo"]["datagrams"],
+            dropped=status["echo"]["dropped"],
+            unanswered=status["echo"]["unanswered"],
         )
         return Findings(
             name=Network.name,
-            figures=figures(seen, window),
+            figures=figures(seen, told, self._segment.dropped(), window),
             problems=problems(seen, told, window),
         )
 

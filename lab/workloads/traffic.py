@@ -26,6 +26,11 @@ _WORDS = 128
 #: So much may be on its way; more is not sent while the guest stands still.
 _UNDERWAY_BYTES = 128 * 1024
 _CHUNK = 65536
+#: asm-generic/socket.h and linux/sock_diag.h
+_SO_RCVBUFFORCE, _SO_MEMINFO = 33, 55
+_MEMINFO, _MEMINFO_DROPS = struct.Struct("9I"), 8
+#: The kernel allows for twice as much; a small datagram costs 768 of it.
+_ROOM_BYTES = 4 * 2**20
 #: What the stream may take to come back in the end, and the last datagrams (s).
 _DRAIN_S, _LAST_S = 30.0, 0.3
 
@@ -34,6 +39,11 @@ FIGURES: Mapping[str, str] = {
     "gap_before_ms": "the same in the second before the upgrade: the noise of this host",
     "datagrams": "sent, one a millisecond",
     "lost": "of them never answered",
+    "lost_there": "on the way to the guest's socket: tap, QEMU, the guest's driver",
+    "lost_guest": "by the guest: no room in its socket's buffer, or no answer could be sent",
+    "lost_back": "on the way back, up to the lab's socket",
+    "lost_lab": "by the lab: not sent, or no room in its own socket's buffer",
+    "tap_dropped": "packets of any kind for which the taps had no room",
     "doubled": "answers that came twice",
     "tcp_gap_ms": "longest time in which nothing came back on the TCP connection",
     "tcp_bytes": "came back on the TCP connection, as they were sent",
@@ -53,6 +63,9 @@ class Seen:
     """What the lab's end saw."""
 
     sent: int = 0
+    #: Of these, what the lab's own kernel refused to send, and had no room for when it came back.
+    unsent: int = 0
+    dropped: int = 0
     echoes: list[Echo] = field(default_factory=list)
     tcp_sent: int = 0
     tcp_back: int = 0
@@ -63,14 +76,20 @@ class Seen:
 
 @dataclass(frozen=True)
 class GuestAccount:
-    """What the guest's end saw of the TCP stream."""
+    """What the guest's end saw of the TCP stream, and of the datagrams."""
 
     tcp_bytes: int
     tcp_bad_bytes: int
     tcp_first_bad: int | None
+    #: Datagrams that came out of its socket; what had no room in there; what could not go back.
+    datagrams: int
+    dropped: int
+    unanswered: int
 
 
-def figures(seen: Seen, window: Window) -> dict[str, int | float | None]:
+def figures(
+    seen: Seen, guest: GuestAccount, tap_dropped: int, window: Window
+) -> dict[str, int | float | None]:
     """Return what was measured; its keys are those of FIGURES."""
     arrivals = [echo.host_ns for echo in seen.echoes]
     answered = {echo.n for echo in seen.echoes}
@@ -84,6 +103,11 @@ def figures(seen: Seen, window: Window) -> dict[str, int | float | None]:
         ),
         "datagrams": seen.sent,
         "lost": seen.sent - len(answered),
+        "lost_there": seen.sent - seen.unsent - guest.dropped - guest.datagrams,
+        "lost_guest": guest.dropped + guest.unanswered,
+        "lost_back": guest.datagrams - guest.unanswered - seen.dropped - len(seen.echoes),
+        "lost_lab": seen.unsent + seen.dropped,
+        "tap_dropped": tap_dropped,
         "doubled": len(seen.echoes) - len(answered),
         "tcp_gap_ms": longest_gap_ms(seen.tcp_arrivals, window.start_ns, end_ns),
         "tcp_bytes": seen.tcp_back,
@@ -128,6 +152,20 @@ def difference(position: int, sent: bytes, got: bytes) -> str:
     )
 
 
+def make_room(end: socket.socket) -> None:
+    """Give a socket a buffer for what comes while nobody here reads; or what this user may have."""
+    try:
+        end.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _ROOM_BYTES)
+    except PermissionError:
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _ROOM_BYTES)
+
+
+def drops(end: socket.socket) -> int:
+    """Return how many datagrams a socket's buffer had no room for."""
+    info = end.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _MEMINFO.size)
+    return int(_MEMINFO.unpack(info)[_MEMINFO_DROPS])
+
+
 class Traffic:
     """Sends and receives until it is told to finish.  Owns its two connected sockets."""
 
@@ -141,6 +179,7 @@ class Traffic:
         self._sending = True
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="network", daemon=True)
+        make_room(datagrams)
         datagrams.setblocking(False)
         stream.setblocking(False)
         stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -164,6 +203,7 @@ class Traffic:
             time.sleep(0.01)
         time.sleep(_LAST_S)
         self.close()
+        self._seen.dropped = drops(self._datagrams)
         return self._seen
 
     def close(self) -> None:
@@ -203,7 +243,7 @@ class Traffic:
         try:
             self._datagrams.send(_NUMBER.pack(number).ljust(_DATAGRAM_BYTES, b"\0"))
         except OSError:
-            return  # the guest's address is not known just now: lost, like others
+            self._seen.unsent += 1  # the guest's address is not known just now
 
     def _take_datagrams(self) -> None:
         while True:

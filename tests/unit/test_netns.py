@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,8 @@ from lab.base.layout import CHECKOUT
 from lab.workloads import netns
 from lab.workloads.netns import HOST, Segment, segment
 from lab.workloads.netnschild import hint
+
+BROADCAST = "192.0.2.255"
 
 
 @pytest.fixture
@@ -61,6 +64,26 @@ def test_what_one_tap_sends_the_other_gets(lan: Segment) -> None:
         except BlockingIOError:
             time.sleep(0.01)
     assert frame in got
+
+
+def test_a_tap_keeps_seconds_of_traffic_and_counts_what_it_does_not(lan: Segment) -> None:
+    tap = tap_or_skip(lan)
+    before = lan.dropped()
+    sender = lan.socket(socket.SOCK_DGRAM)
+    sender.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+    sender.connect((BROADCAST, 9))
+    for _ in range(8_000):
+        sender.send(bytes(64))
+    assert lan.dropped() == before
+    for _ in range(8_000):
+        sender.send(bytes(64))
+    dropped = lan.dropped() - before
+    held = 0
+    with suppress(BlockingIOError):
+        while os.read(tap, 4096):
+            held += 1
+    assert 0 < dropped < 8_000
+    assert 8_000 < held < 16_000
 
 
 def test_everything_goes_with_the_block(tmp_path: Path) -> None:

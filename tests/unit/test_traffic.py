@@ -3,12 +3,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lab.base.deadline import Deadline
 from lab.measure.downtime import Window
@@ -27,15 +31,26 @@ def seen(pause_ms: int = 0) -> Seen:
     return Seen(sent=7000, echoes=echoes, tcp_sent=800, tcp_back=800, tcp_arrivals=arrivals)
 
 
-GOOD = GuestAccount(800, 0, None)
+def guest(
+    tcp_bytes: int = 800, tcp_bad_bytes: int = 0, tcp_first_bad: int | None = None, **more: int
+) -> GuestAccount:
+    counted = {"datagrams": 6000, "dropped": 0, "unanswered": 0, **more}
+    return GuestAccount(tcp_bytes, tcp_bad_bytes, tcp_first_bad, **counted)
+
+
+GOOD = guest()
+
+
+def measured(seen: Seen, guest: GuestAccount = GOOD) -> dict[str, int | float | None]:
+    return figures(seen, guest, 0, WINDOW)
 
 
 def test_every_figure_is_explained() -> None:
-    assert figures(seen(), WINDOW).keys() == traffic.FIGURES.keys()
+    assert measured(seen()).keys() == traffic.FIGURES.keys()
 
 
 def test_a_pause_is_a_gap_and_what_was_sent_meanwhile_is_lost() -> None:
-    found = figures(seen(200), WINDOW)
+    found = measured(seen(200))
     assert (found["gap_ms"], found["gap_before_ms"], found["tcp_gap_ms"]) == (201, 1, 201)
     assert (found["datagrams"], found["lost"], found["doubled"]) == (7000, 1200, 0)
     assert problems(seen(200), GOOD, WINDOW) == []
@@ -44,13 +59,46 @@ def test_a_pause_is_a_gap_and_what_was_sent_meanwhile_is_lost() -> None:
 def test_an_answer_that_came_twice_is_counted_once() -> None:
     twice = seen()
     twice.echoes.append(Echo(3000, 5050 * MS))
-    found = figures(twice, WINDOW)
+    found = measured(twice)
     assert (found["lost"], found["doubled"]) == (1000, 1)
 
 
 def test_figures_of_nothing_are_not_known() -> None:
-    found = figures(Seen(), WINDOW)
+    found = measured(Seen())
     assert (found["gap_ms"], found["gap_before_ms"], found["tcp_gap_ms"]) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("where", "lab", "told"),
+    [
+        ("lost_there", {}, {"datagrams": 6000}),
+        ("lost_guest", {}, {"datagrams": 6000, "dropped": 1000}),
+        ("lost_guest", {}, {"datagrams": 7000, "unanswered": 1000}),
+        ("lost_back", {}, {"datagrams": 7000}),
+        ("lost_lab", {"unsent": 1000}, {"datagrams": 6000}),
+        ("lost_lab", {"dropped": 1000}, {"datagrams": 7000}),
+    ],
+)
+def test_each_loss_has_its_place(where: str, lab: dict[str, int], told: dict[str, int]) -> None:
+    """A thousand are lost, by what one of the counters says."""
+    found = measured(dataclasses.replace(seen(), **lab), guest(**told))
+    places = ("lost_there", "lost_guest", "lost_back", "lost_lab")
+    assert {place: found[place] for place in places if found[place]} == {where: found["lost"]}
+
+
+@given(st.lists(st.integers(0, 50), min_size=6, max_size=6))
+def test_the_places_account_for_every_loss(counts: list[int]) -> None:
+    unsent, there, no_room, unanswered, back, no_room_here = counts
+    got = 900 - unsent - there - no_room
+    echoes = [Echo(n, n * MS) for n in range(got - unanswered - back - no_room_here)]
+    found = measured(
+        Seen(sent=900, echoes=echoes, unsent=unsent, dropped=no_room_here),
+        guest(datagrams=got, dropped=no_room, unanswered=unanswered),
+    )
+    assert (found["lost_there"], found["lost_back"]) == (there, back)
+    assert found["lost_guest"] == no_room + unanswered
+    assert found["lost_lab"] == unsent + no_room_here
+    assert found["lost"] == sum(counts)
 
 
 @pytest.mark.parametrize(
@@ -62,8 +110,8 @@ def test_figures_of_nothing_are_not_known() -> None:
             "the TCP connection broke: reset",
         ),
         (GOOD, {"tcp_back": 792}, "8 of 800 bytes of the TCP stream never came back"),
-        (GuestAccount(792, 0, None), {}, "the guest has got 792 of the 800 bytes"),
-        (GuestAccount(800, 3, 17), {}, "the guest got 3 wrong bytes on the TCP stream, the first"),
+        (guest(792), {}, "the guest has got 792 of the 800 bytes"),
+        (guest(800, 3, 17), {}, "the guest got 3 wrong bytes on the TCP stream, the first"),
         (GOOD, {"echoes": [Echo(1, 4000 * MS)]}, "no datagram has been answered since"),
     ],
 )
@@ -77,7 +125,7 @@ def test_what_no_network_may_lose(
 
 def test_a_broken_connection_is_told_once() -> None:
     broken = Seen(**{**vars(seen()), "tcp_broken": "it broke", "tcp_back": 700})
-    assert problems(broken, GuestAccount(650, 0, None), WINDOW) == ["it broke"]
+    assert problems(broken, guest(650), WINDOW) == ["it broke"]
 
 
 def test_a_difference_is_placed_in_the_stream() -> None:
@@ -136,6 +184,38 @@ def talking(change: Change) -> Iterator[Traffic]:
             stream.close()
             for thread in threads:
                 thread.join(5)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may have a buffer of any size")
+@pytest.mark.parametrize(("count", "fits"), [(5_000, True), (20_000, False)])
+def test_what_comes_while_nobody_reads(count: int, fits: bool) -> None:
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as far,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as near,
+        socket.socket(socket.AF_INET, socket.SOCK_STREAM) as stream,
+    ):
+        far.bind(("127.0.0.1", 0))
+        near.bind(("127.0.0.1", 0))
+        near.connect(far.getsockname())
+        Traffic(near, stream)
+        for n in range(count):
+            far.sendto(n.to_bytes(64, "big"), near.getsockname())
+        got = 0
+        with suppress(BlockingIOError):
+            while near.recv(2000):
+                got += 1
+        assert got + traffic.drops(near) == count
+        assert (got == count) == fits
+
+
+def test_what_the_lab_cannot_send_is_counted() -> None:
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as connected_to_nobody,
+        socket.socket(socket.AF_INET, socket.SOCK_STREAM) as stream,
+    ):
+        both = Traffic(connected_to_nobody, stream)
+        both._send_datagram()
+    assert (both._seen.sent, both._seen.unsent) == (1, 1)
 
 
 def enough(both: Traffic) -> None:
