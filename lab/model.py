@@ -64,6 +64,14 @@ class Pause(Model):
     outside_before: float | None = Field(
         description="longest gap between heartbeats in the second before the upgrade: the noise"
     )
+    before_stop: float | None = Field(default=None, description="part of `outside` before STOP")
+    after_resume: float | None = Field(default=None, description="part of it after RESUME")
+    guest_ran: float | None = Field(
+        default=None, description="how far the guest's own clock went on in `outside`"
+    )
+    new_processors: float | None = Field(
+        default=None, description="processors that the new QEMU had in `after_resume`, on average"
+    )
 
 
 class Brownout(Model):

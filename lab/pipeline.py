@@ -151,6 +151,7 @@ def listen(heart: Heart, vm: Vm) -> None:
     until = time.monotonic_ns() + int(_LISTEN_S * 1e9)
     for _ in Deadline.after(60, f"heartbeats from the {vm.name} QEMU").poll(0.02):
         vm.alive()
+        vm.watch_cpu()
         if heart.beats and heart.beats[-1].host_ns > until:
             return
 
@@ -204,7 +205,7 @@ def measure(stage: Stage, old: Vm, checked: Checked, used: memory.Used) -> Measu
         machine_type=old.machine.machine_type,
         checked=checked,
         used=used,
-        pause=downtime.pause(*beats, moved.window, *events),
+        pause=downtime.pause(*beats, moved.window, *events, moved.new.cpu),
         line=timeline(*beats, moved.window, events, readings, old.cpu),
     )
     stage.record.write(

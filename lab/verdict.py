@@ -20,6 +20,8 @@ from lab.model import (
 
 #: Clocks (a) and (b) that differ by more than this, and by more than half, are pointed out (ms).
 _DISAGREEMENT_MS = 20.0
+#: A guest's virtual processor that has less of one waits for others on the host.
+_WHOLE = 0.75
 #: A peak by the kernel's count that exceeds the one by PSS by more than this is explained.
 _UNSEEN_RATIO = 0.1
 
@@ -136,6 +138,28 @@ def _memory(limits: Limits, seen: Observation) -> list[str]:
     ]
 
 
+def _gap(pause: Pause) -> str:
+    """Say what the longest gap between heartbeats consists of, and what the guest did in it."""
+    before, after, ran = pause.before_stop, pause.after_resume, pause.guest_ran
+    if before is None or after is None:
+        return ", and how much of these before STOP and after RESUME is not known"
+    words = f", {before:.1f} ms of these before STOP and {after:.1f} ms after RESUME"
+    if ran is not None:
+        words += f"; the guest's own clock went on for {ran:.1f} ms: " + (
+            "it ran, and its heartbeat had no turn"
+            if ran >= (before + after) / 2
+            else "it was being stopped, or its heartbeats were late on their way"
+        )
+    used = pause.new_processors
+    if used is not None and after > _DISAGREEMENT_MS:
+        words += f"; after RESUME the new QEMU had {used:.2f} processors: " + (
+            "busy with what is cold after a move (TCG's translations, page tables)"
+            if used >= _WHOLE
+            else "others kept the host's processors busy, or it waited"
+        )
+    return words
+
+
 def _notes(seen: Observation) -> list[str]:
     notes = []
     qmp, outside = seen.pause_ms.qmp, seen.pause_ms.outside
@@ -144,7 +168,7 @@ def _notes(seen: Observation) -> list[str]:
         if apart > _DISAGREEMENT_MS and apart > 0.5 * max(outside, qmp):
             notes.append(
                 f"the clocks disagree: {qmp:.1f} ms from STOP to RESUME, {outside:.1f} ms "
-                "between heartbeats as the host got them"
+                f"between heartbeats as the host got them{_gap(seen.pause_ms)}"
             )
     memory = seen.memory
     if not memory and not seen.memory_sampled:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -12,6 +13,8 @@ from lab.vm.agent import Beat
 from lab.vm.monitor import Event
 
 _NS_PER_MS = 1e6
+#: Readings of processor time that are further apart say nothing of what is between them (ns).
+_NEAR_NS = 100_000_000
 #: How long before and after the upgrade the heartbeats are looked at (ns).
 MARGIN_NS = 1_000_000_000
 
@@ -73,6 +76,11 @@ def stop_and_resume(
     return stops[-1], resumes[0] if resumes else None
 
 
+def epoch_ns() -> int:
+    """Return how much later the epoch's clock is than the monotonic one."""
+    return time.time_ns() - time.monotonic_ns()
+
+
 def outside_ms(beats: Sequence[Beat], start_ns: int, end_ns: int) -> float | None:
     """Return the longest gap between arrivals that overlaps the time from start to end (ms)."""
     return longest_gap_ms([beat.host_ns for beat in beats], start_ns, end_ns)
@@ -80,12 +88,71 @@ def outside_ms(beats: Sequence[Beat], start_ns: int, end_ns: int) -> float | Non
 
 def longest_gap_ms(arrivals: Sequence[int], start_ns: int, end_ns: int) -> float | None:
     """Return the longest gap between arrivals that overlaps the time from start to end (ms)."""
+    gap = _longest(sorted(arrivals), start_ns, end_ns)
+    return (gap[1] - gap[0]) / _NS_PER_MS if gap else None
+
+
+def _longest(arrivals: Sequence[int], start_ns: int, end_ns: int) -> tuple[int, int] | None:
     gaps = [
-        later - earlier
-        for earlier, later in pairwise(sorted(arrivals))
+        (earlier, later)
+        for earlier, later in pairwise(arrivals)
         if later >= start_ns and earlier <= end_ns
     ]
-    return max(gaps) / _NS_PER_MS if gaps else None
+    return max(gaps, key=lambda gap: gap[1] - gap[0], default=None)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the longest gap between heartbeats consists of (ms); None where it is not known."""
+
+    before_stop: float | None = None
+    after_resume: float | None = None
+    guest_ran: float | None = None
+    new_processors: float | None = None
+
+
+def parts(
+    beats: Sequence[Beat],
+    window: Window,
+    stop_ns: float | None,
+    resume_ns: float | None,
+    new_cpu: Sequence[tuple[int, float]] = (),
+) -> Parts:
+    """Take the longest gap between heartbeats apart.
+
+    All is on the host's monotonic clock; `new_cpu` is the processor time that the new QEMU had used
+    (ms) at instants of it (ns).
+    """
+    ordered = sorted(beats, key=lambda beat: beat.host_ns)
+    gap = _longest([beat.host_ns for beat in ordered], window.start_ns, window.end_ns + MARGIN_NS)
+    if gap is None:
+        return Parts()
+    began, ended = gap
+    first = next(beat for beat in reversed(ordered) if beat.host_ns == began)
+    last = next(beat for beat in ordered if beat.host_ns == ended)
+    resumed = None if resume_ns is None else min(max(resume_ns, began), ended)
+    return Parts(
+        None if stop_ns is None else (min(max(stop_ns, began), ended) - began) / _NS_PER_MS,
+        None if resumed is None else (ended - resumed) / _NS_PER_MS,
+        (last.mono_ns - first.mono_ns) / _NS_PER_MS,
+        None if resumed is None else processors(new_cpu, resumed, ended),
+    )
+
+
+def processors(cpu: Sequence[tuple[int, float]], start_ns: float, end_ns: float) -> float | None:
+    """Return how many processors were used from start to end, on average."""
+    used = _used_ms(cpu, start_ns), _used_ms(cpu, end_ns)
+    if used[0] is None or used[1] is None or end_ns <= start_ns:
+        return None
+    return (used[1] - used[0]) * _NS_PER_MS / (end_ns - start_ns)
+
+
+def _used_ms(cpu: Sequence[tuple[int, float]], at_ns: float) -> float | None:
+    """Return what had been used at an instant, by the readings just before and after it."""
+    for (earlier, before), (later, after) in pairwise(cpu):
+        if earlier <= at_ns <= later and later - earlier <= _NEAR_NS:
+            return before + (after - before) * (at_ns - earlier) / max(later - earlier, 1)
+    return None
 
 
 def inside_ms(beats: Sequence[Beat], start_ns: int, end_ns: int) -> float | None:
@@ -109,10 +176,15 @@ def pause(
     window: Window,
     old_events: Sequence[Event],
     new_events: Sequence[Event],
+    new_cpu: Sequence[tuple[int, float]] = (),
 ) -> Pause:
-    """Return the pause by all clocks."""
+    """Return the pause by all clocks, and what the longest gap consists of."""
     beats = merge(old, new)
     end_ns = window.end_ns + MARGIN_NS
+    epoch = epoch_ns()
+    stop_ns, resume_ns = (
+        None if at is None else at * 1e9 - epoch for at in stop_and_resume(old_events, new_events)
+    )
     return Pause(
         qmp=qmp_pause_ms(old_events, new_events),
         outside=outside_ms(beats, window.start_ns, end_ns),
@@ -122,4 +194,5 @@ def pause(
             window.start_ns - MARGIN_NS,
             window.start_ns,
         ),
+        **vars(parts(beats, window, stop_ns, resume_ns, new_cpu)),
     )

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Sequence
 
 from pydantic import Field
@@ -48,7 +47,7 @@ class Timeline(Model):
     samples: list[Sample] = Field(description="PSS of both, `at_ms` on the same clock")
     steps: list[StatusChange] = Field(default_factory=list)
     cpu: list[CpuTime] = Field(
-        default_factory=list, description="before anything was heard, and around the upgrade"
+        default_factory=list, description="while it was listened to, and around the upgrade"
     )
 
 
@@ -69,7 +68,7 @@ def timeline(
     shift = (began_ns - window.start_ns) / _MS
     stop, resume = (_since(window, at) for at in downtime.stop_and_resume(*events))
     return Timeline(
-        began_s=(window.start_ns + _epoch_ns()) / 1e9,
+        began_s=(window.start_ns + downtime.epoch_ns()) / 1e9,
         end_ms=window.ms,
         stop_ms=stop,
         resume_ms=resume,
@@ -85,16 +84,11 @@ def timeline(
     )
 
 
-def _epoch_ns() -> int:
-    """Return how much later the epoch's clock is than the monotonic one."""
-    return time.time_ns() - time.monotonic_ns()
-
-
 def _since(window: Window, at: float | None) -> float | None:
     """Return an event's own stamp (s since the epoch) in ms since the upgrade began."""
     if at is None:
         return None
-    return (at * 1e9 - _epoch_ns() - window.start_ns) / _MS
+    return (at * 1e9 - downtime.epoch_ns() - window.start_ns) / _MS
 
 
 def _arrivals(beats: Sequence[Beat], window: Window) -> list[float]:

@@ -108,6 +108,7 @@ def move(
         _reach(factory, new)
     window = Window(start_ns, time.monotonic_ns())
     old.read_cpu()
+    new.read_cpu()
     outcome = _settle(old, new, bool(failure))
     if outcome is Outcome.LOST and not failure and not new.dead:
         said = "; ".join(filter(None, (new.said(), old.said())))
@@ -129,6 +130,7 @@ def _alive(old: Qemu, new: Qemu) -> None:
         raise QmpError(f"the old QEMU says that the migration {event.data['status']}")
     old.alive()
     new.alive()
+    new.watch_cpu()
 
 
 def _wait_completed(*vms: Qemu) -> None:
@@ -143,6 +145,7 @@ def _wait_completed(*vms: Qemu) -> None:
                 break
             for one in vms:
                 one.alive()
+            vms[-1].watch_cpu()  # the new one
         if status != "completed":
             raise QmpError(f"the {vm.name} QEMU says that the migration {status}")
 

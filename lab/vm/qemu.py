@@ -24,6 +24,8 @@ from lab.vm.monitor import Event, Monitor, MonitorError, QmpError, monitor
 #: TCG on a loaded machine is slow; these only end what would never end by itself (s).
 MONITOR_S = 60.0
 BOOT_S = 180.0
+#: How often processor time is taken down where it is watched (ns).
+_WATCH_NS = 10_000_000
 
 
 class VmDiedError(CannotTellError):
@@ -66,6 +68,11 @@ class Qemu:
         """Take down how much processor time it has used by now."""
         if (used := facts.cpu_ms(self.pid)) is not None:
             self.cpu.append((time.monotonic_ns(), used))
+
+    def watch_cpu(self) -> None:
+        """Take it down again if some time has passed; for what waits for something."""
+        if not self.cpu or time.monotonic_ns() - self.cpu[-1][0] > _WATCH_NS:
+            self.read_cpu()
 
     @property
     def dead(self) -> bool:

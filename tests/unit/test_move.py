@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -120,6 +121,20 @@ def test_completed(pair: Pair) -> None:
     assert done.window.end_ns > done.window.start_ns > 0
     sent = [name for name, _ in pair.qemu["new"].commands]
     assert sent.index("migrate-set-capabilities") < sent.index("migrate-incoming")
+
+
+def test_the_processor_time_of_both_is_read(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the new QEMU from before the guest resumes there: this is what a long gap is told by."""
+    monkeypatch.setattr(Process, "pid", os.getpid())
+    done = pair.upgrade(FlipLate())
+    old, new = pair.vm["old"].cpu, pair.vm["new"].cpu
+    assert [at <= done.start_ns for at, _ in old] == [True, False]
+    assert len([at for at, _ in new if at < done.end_ns]) >= 2
+    assert done.end_ns <= new[-1][0]
+    before = len(new)
+    for _ in range(100):
+        pair.vm["new"].watch_cpu()
+    assert len(new) - before < 50  # not each time
 
 
 def test_stop_copy_stops_first_and_continues_on_the_new_side(pair: Pair) -> None:
