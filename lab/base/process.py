@@ -9,11 +9,13 @@ started it, whatever the reason; and the kernel kills the child should the lab i
 from __future__ import annotations
 
 import os
+import select
 import shlex
 import shutil
 import signal
 import subprocess
 import threading
+import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -207,14 +209,31 @@ def stat(pid: int) -> list[str]:
 
 
 class Foreign:
-    """A process that is not our child, with the interface of a Popen."""
+    """A process that is not our child, with the interface of a Popen.
+
+    It is held by a descriptor (pidfd_open(2)): a later process with the same number is not it.
+    """
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
+        self._descriptor: int | None = None
+        with suppress(ProcessLookupError):
+            self._descriptor = os.pidfd_open(pid)
+            weakref.finalize(self, os.close, self._descriptor)
 
     def poll(self) -> int | None:
         """Return None until it has ended; only its parent knows how it did."""
-        return None if stat(self.pid)[:1] not in ([], ["Z"]) else ENDED
+        if self._descriptor is None:
+            return ENDED
+        poller = select.poll()
+        poller.register(self._descriptor, select.POLLIN)
+        return ENDED if poller.poll(0) else None
+
+    def kill(self) -> None:
+        """End it, if it has not ended."""
+        if self._descriptor is not None:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._descriptor, signal.SIGKILL)
 
 
 def children(pid: int) -> Iterator[int]:
@@ -233,18 +252,18 @@ class ChildOf:
     def __init__(self, parent: int, besides: Collection[int] = ()) -> None:
         self._parent = parent
         self._besides = besides
-        self._found = 0
+        self._found: Foreign | None = None
 
     @property
     def pid(self) -> int:
         """Its process id; 0 until there is one."""
         if not self._found:
-            for child in children(self._parent):
-                if child not in self._besides:
-                    self._found = child
-        if not self._found and not self._parent_lives:
-            self._found = self._left_behind()
-        return self._found
+            found = [child for child in children(self._parent) if child not in self._besides]
+            if not found and not self._parent_lives:
+                found = [self._left_behind()]
+            if any(found):
+                self._found = Foreign(found[-1])
+        return self._found.pid if self._found else 0
 
     @property
     def _parent_lives(self) -> bool:
@@ -259,9 +278,9 @@ class ChildOf:
 
     def poll(self) -> int | None:
         """Return None until it has ended, or can come no more; only its parent knows how it did."""
-        if not self.pid:
-            return None if self._parent_lives else ENDED
-        return Foreign(self.pid).poll()
+        if self.pid and self._found:
+            return self._found.poll()
+        return None if self._parent_lives else ENDED
 
 
 class Become:

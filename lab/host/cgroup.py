@@ -3,9 +3,7 @@
 
 from __future__ import annotations
 
-import os
 import secrets
-import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -13,6 +11,7 @@ from pathlib import Path
 from typing import IO
 
 from lab.base.layout import abandoned, held
+from lab.base.process import Foreign
 
 _CGROUP = Path("/sys/fs/cgroup")
 
@@ -104,8 +103,14 @@ def groups_directory() -> Path:
 def _kill_members(group: Path) -> None:
     """End what a killed lab left: a QEMU that another QEMU started does not end with the lab."""
     with suppress(OSError):
-        for pid in (group / "cgroup.procs").read_text(encoding="ascii").split():
-            os.kill(int(pid), signal.SIGKILL)
+        for pid in _members(group):
+            member = Foreign(pid)
+            if pid in _members(group):  # the number is still that of the one that was listed
+                member.kill()
+
+
+def _members(group: Path) -> list[int]:
+    return list(map(int, (group / "cgroup.procs").read_text(encoding="ascii").split()))
 
 
 @contextmanager

@@ -29,6 +29,14 @@ def _first(path: str, pattern: str) -> str:
     return found.group(1).strip() if found else "unknown"
 
 
+def _distribution() -> str:
+    """Return what the distribution calls itself (os-release(5))."""
+    try:
+        return platform.freedesktop_os_release()["PRETTY_NAME"]
+    except OSError:
+        return "unknown"
+
+
 def memory_bytes(field: str = "MemTotal") -> int:
     """Return a field of /proc/meminfo (bytes)."""
     return int(_first("/proc/meminfo", rf"^{field}:\s+(\d+) kB")) * 1024
@@ -48,7 +56,7 @@ def fingerprint() -> Host:
         cores=len(os.sched_getaffinity(0)),
         memory_bytes=memory_bytes(),
         kernel=platform.release(),
-        distribution=_first("/etc/os-release", r'^PRETTY_NAME="?(.*?)"?$'),
+        distribution=_distribution(),
         thp=_first("/sys/kernel/mm/transparent_hugepage/enabled", r"\[(\w+)\]"),
         cgroup=cgroup_version(),
         virtual="hypervisor" in cpu_flags,

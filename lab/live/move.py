@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -238,11 +237,12 @@ def _move(start: VmFactory, plan: Plan, old: Qemu, new: Qemu, record: Record) ->
 
 def _quit(old: Qemu) -> None:
     """End the old QEMU, which has nothing of the guest any more."""
+    assert isinstance(old.process, process.Foreign)
     with suppress(LabError):
         old.monitor.execute("quit")
     if not _wait_ended(old):
         note(f"the old QEMU, process {old.pid}, does not end, and is killed")
-        os.kill(old.pid, signal.SIGKILL)
+        old.process.kill()
         _wait_ended(old)
 
 

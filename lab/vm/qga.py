@@ -26,10 +26,6 @@ class GuestAgent:
         self._agent = agent
         self._vm = vm
 
-    def ping(self, deadline: Deadline) -> None:
-        """Raise DeadlineError unless it answers in time."""
-        self._agent.execute("guest-ping", deadline=deadline)
-
     def run(self, argv: Sequence[str], deadline: Deadline) -> subprocess.CompletedProcess[str]:
         """Run a command to its end and return what it printed.
 

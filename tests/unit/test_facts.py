@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import time
 from pathlib import Path
@@ -20,6 +21,26 @@ def test_fingerprint_is_of_this_machine() -> None:
     assert found.cores >= 1
     assert found.memory_bytes > 2**28
     assert found.kernel == Path("/proc/sys/kernel/osrelease").read_text(encoding="ascii").strip()
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("NAME=x\nPRETTY_NAME='An \"Old\" One'\n", 'An "Old" One'),
+        ('PRETTY_NAME="It\\$ 12"\n', "It$ 12"),
+        ("NAME=x\n", "Linux"),  # as os-release(5) has it
+        (None, "unknown"),
+    ],
+)
+def test_a_distribution_by_its_own_name(
+    text: str | None, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "os-release"
+    if text is not None:
+        file.write_text(text, encoding="utf-8")
+    monkeypatch.setattr(platform, "_os_release_cache", None)
+    monkeypatch.setattr(platform, "_os_release_candidates", (str(file),))
+    assert facts.fingerprint().distribution == name
 
 
 def test_more_memory_than_there_is() -> None:
@@ -86,3 +107,14 @@ def test_processor_time_grows_and_ends_with_the_process() -> None:
     assert after is not None
     assert after - before >= 10  # in steps of the kernel's clock
     assert facts.cpu_ms(2**22 + 1) is None  # more than there can be
+
+
+def test_only_what_is_in_a_group_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is listed no more has ended, and its number may be another process's."""
+    with subprocess.Popen(["sleep", "100"]) as stays, subprocess.Popen(["sleep", "100"]) as goes:
+        listed = [[stays.pid, goes.pid], [goes.pid], [goes.pid]]
+        monkeypatch.setattr(cgroup, "_members", lambda _group: listed.pop(0))
+        cgroup._kill_members(tmp_path)
+        assert goes.wait(10) == -9
+        assert stays.poll() is None
+        stays.kill()

@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from lab.live import move
 from lab.live.move import CommandLine, Moved, Mover, Plan
 from lab.model import Outcome
 from lab.verbs import upgrade
+from lab.vm.qemu import Qemu
 
 
 def moved(pid: int, outcome: Outcome = Outcome.UPGRADED, failure: str = "") -> Moved:
@@ -212,3 +214,19 @@ def test_who_is_not_there_is_told_before_anything_is_built(
     monkeypatch.setattr(upgrade.binary, "binary_of", None)
     assert cli.main([*verb, "999999999", "--new", "10.2"]) == 2
     assert "there is no process 999999999" in capfd.readouterr().err
+
+
+def test_an_old_qemu_that_does_not_end_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By what it was held by when the upgrade began: its number may be another's by now."""
+    monkeypatch.setattr(move, "_QUIT_S", 0.05)
+    with subprocess.Popen(["sleep", "100"]) as child, subprocess.Popen(["sleep", "100"]) as other:
+        old = Qemu("old", cast("Any", None), process.Foreign(child.pid), Path())
+        monkeypatch.setattr(Qemu, "pid", other.pid)
+        old.monitor = cast("Any", argparse.Namespace(execute=lambda _command: None))
+        try:
+            move._quit(old)
+            assert child.wait(10) == -signal.SIGKILL
+            assert other.poll() is None
+        finally:
+            child.kill()
+            other.kill()

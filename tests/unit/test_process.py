@@ -243,3 +243,42 @@ def test_a_child_that_can_come_no_more_has_ended() -> None:
         assert child.poll() is None
         parent.kill()
     assert child.poll() == process.ENDED
+
+
+def test_a_process_that_is_not_ours_is_held_by_more_than_its_number() -> None:
+    """The number is another process's by now: that one is neither looked at nor killed."""
+    with subprocess.Popen(["sleep", "100"]) as gone, subprocess.Popen(["sleep", "100"]) as other:
+        held = process.Foreign(gone.pid)
+        assert held.poll() is None
+        held.kill()
+        assert gone.wait(10) == -signal.SIGKILL
+        assert held.poll() == process.ENDED
+        held.pid = other.pid
+        held.kill()
+        assert held.poll() == process.ENDED
+        assert other.poll() is None
+        late = process.Foreign(gone.pid)
+        late.kill()
+        assert late.poll() == process.ENDED
+        other.kill()
+
+
+def test_a_child_of_a_child_is_held_too() -> None:
+    with process.spawned(["sh", "-c", "sleep 100 & wait"]) as parent:
+        child = process.ChildOf(parent.pid)
+        for _ in Deadline.after(10, "the sleep").poll(0.01):
+            if child.pid:
+                break
+        held = child._found
+        assert held
+        held.kill()
+        for _ in Deadline.after(10, "its end").poll(0.01):
+            if child.poll() is not None:
+                break
+        assert child._found is held
+
+
+def test_nothing_is_left_open_of_a_process() -> None:
+    before = set(Path("/proc/self/fd").iterdir())
+    assert process.Foreign(os.getpid()).poll() is None
+    assert set(Path("/proc/self/fd").iterdir()) == before
