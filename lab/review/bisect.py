@@ -32,7 +32,7 @@ from lab.source.series import Series, load_series
 HARM, BUILD = "harm", "build"
 
 
-class State(Model):
+class BisectState(Model):
     """The base with the first `number` patches, and the judgement on it."""
 
     number: int
@@ -55,7 +55,7 @@ class Bisection(Model):
     threshold: float
     ram: str
     repeats: int
-    states: list[State] = Field(default_factory=list)
+    states: list[BisectState] = Field(default_factory=list)
     first_bad: list[str] = Field(
         default_factory=list, description="more than one where those between were skipped"
     )
@@ -68,7 +68,7 @@ class Search:
     subject: Subject
     condition: Condition | None
     kept: Bisection
-    done: dict[int, State] = field(default_factory=dict)
+    done: dict[int, BisectState] = field(default_factory=dict)
 
     def name(self, number: int) -> str:
         """Return what a state is called."""
@@ -89,11 +89,11 @@ class Search:
         text = self.kept.model_dump_json(indent=2) + "\n"
         write_whole(self.subject.directory / "bisect.json", text)
 
-    def _found(self, number: int) -> State:
+    def _found(self, number: int) -> BisectState:
         part = self.part(number)
 
-        def state(verdict: Judgement, said: str, ratio: Estimate | None = None) -> State:
-            return State(
+        def state(verdict: Judgement, said: str, ratio: Estimate | None = None) -> BisectState:
+            return BisectState(
                 number=number, patch=self.name(number), verdict=verdict, said=said, ratio=ratio
             )
 

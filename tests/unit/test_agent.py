@@ -6,7 +6,6 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import shutil
 import socket
 import subprocess
 import time
@@ -14,13 +13,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import needs
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lab.base.deadline import Deadline
-from lab.base.errors import LabError
-from lab.guest.images import static_libraries
 
 SOURCE = Path(__file__).resolve().parents[2] / "guests" / "agent"
 MIB = 1 << 20
@@ -92,12 +90,8 @@ class Agent:
 def binary(
     tmp_path_factory: pytest.TempPathFactory, compile_once: Callable[[Path, Path], None]
 ) -> Path:
-    if not shutil.which("cc"):
-        pytest.skip("no C compiler")
-    try:
-        static_libraries()
-    except LabError as error:
-        pytest.skip(f"{error}: {error.hint}")
+    if reason := needs.static_c():
+        pytest.skip(reason)
     path = tmp_path_factory.mktemp("agent") / "agent"
     compile_once(SOURCE, path)
     return path
@@ -144,12 +138,13 @@ def test_fill_then_verify(agent: Agent) -> None:
 
 def test_fill_reports_progress_and_answers_meanwhile(agent: Agent) -> None:
     size = 768 * MIB
+    if reason := needs.memory(size + 128 * MIB):
+        pytest.skip(reason)
     filling = agent.start("fill", bytes=size)
     assert agent.ok("ping")
     assert all("event" in message for message in agent.events), "a ping does not wait for a fill"
     done = agent.wait(filling)
-    if not done["ok"]:
-        pytest.skip(done["error"])
+    assert done["ok"], done
     for event in agent.events:
         assert event["event"] == "fill"
         assert 0 < event["done"] < event["total"] == size

@@ -9,11 +9,18 @@ import subprocess
 import time
 from pathlib import Path
 
+import needs
 import pytest
 
 from lab.base.deadline import Deadline
 from lab.base.errors import PreconditionError
 from lab.host import cgroup, facts
+
+
+@pytest.fixture
+def grouping() -> None:
+    if reason := needs.memory_group():
+        pytest.skip(reason)
 
 
 def test_fingerprint_is_of_this_machine() -> None:
@@ -62,10 +69,9 @@ def test_a_pool_of_huge_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert caught.value.hint == f"as root: echo 10 > {tmp_path}/nr_hugepages"
 
 
-def test_a_group_counts_what_is_in_it_and_goes_away() -> None:
+def test_a_group_counts_what_is_in_it_and_goes_away(grouping: None) -> None:
     with cgroup.memory_group() as group:
-        if group is None:
-            pytest.skip("this user cannot make a memory group here")
+        assert group is not None
         argv = group.enter(["python3", "-c", "x = bytearray(b'x' * (64 << 20)); print(len(x))"])
         group.reset_peak()
         done = subprocess.run(argv, check=True, capture_output=True, text=True)
@@ -76,19 +82,17 @@ def test_a_group_counts_what_is_in_it_and_goes_away() -> None:
     assert not path.exists()
 
 
-def test_a_limited_group_kills_what_wants_more() -> None:
+def test_a_limited_group_kills_what_wants_more(grouping: None) -> None:
     with cgroup.memory_group() as group:
-        if group is None:
-            pytest.skip("this user cannot make a memory group here")
+        assert group is not None
         group.limit(32 << 20)
         argv = group.enter(["python3", "-c", "x = bytearray(b'x' * (256 << 20))"])
         assert subprocess.run(argv, check=False, capture_output=True).returncode in {-9, 137}
 
 
-def test_what_a_killed_lab_left_is_ended() -> None:
+def test_what_a_killed_lab_left_is_ended(grouping: None) -> None:
     with cgroup.memory_group() as group:
-        if group is None:
-            pytest.skip("this user cannot make a memory group here")
+        assert group is not None
         left = subprocess.Popen(group.enter(["sleep", "100"]))
         for _ in Deadline.after(10, "it is in the group").poll(0.01):
             if str(left.pid) in (group.path / "cgroup.procs").read_text().split():

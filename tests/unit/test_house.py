@@ -134,6 +134,23 @@ def test_every_file_has_its_licence_line() -> None:
     assert bare == []
 
 
+def skips(tree: ast.Module) -> Iterator[int]:
+    """Yield the lines in which a test is skipped because of an exception."""
+    for handler in ast.walk(tree):
+        if isinstance(handler, ast.ExceptHandler):
+            for node in ast.walk(handler):
+                if isinstance(node, ast.Attribute) and node.attr == "skip":
+                    yield node.lineno
+
+
+@pytest.mark.parametrize(
+    "path", sorted((CHECKOUT / "tests").glob("[up]*/test_*.py")), ids=lambda path: path.name
+)
+def test_nothing_is_skipped_because_it_failed(path: Path) -> None:
+    """What a test needs is tried before it (tests/unit/needs.py)."""
+    assert list(skips(ast.parse(path.read_text(encoding="utf-8")))) == []
+
+
 if __name__ == "__main__":
     old = PAGE.read_text(encoding="utf-8")
     before, _, rest = old.partition(BEGIN)

@@ -12,9 +12,10 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import needs
 import pytest
 
-from lab.base.errors import CannotTellError, LabError, UsageError
+from lab.base.errors import CannotTellError, UsageError
 from lab.base.layout import CHECKOUT, Layout
 from lab.guest import images as guest
 
@@ -74,13 +75,11 @@ class Mirror:
 def mirror(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compile_once: Callable[[Path, Path], None]
 ) -> Mirror:
-    for tool in ("dpkg-deb", "cpio", "cc"):
+    for tool in ("dpkg-deb", "cpio"):
         if not shutil.which(tool):
             pytest.skip(f"no {tool}")
-    try:
-        guest.static_libraries()
-    except LabError as error:
-        pytest.skip(f"{error}: {error.hint}")
+    if reason := needs.static_c():
+        pytest.skip(reason)
     monkeypatch.setattr(guest, "compile_agent", compile_once)
     directory = tmp_path / "mirror"
     directory.mkdir()

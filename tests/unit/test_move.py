@@ -126,11 +126,11 @@ def test_completed(pair: Pair) -> None:
 def test_the_processor_time_of_both_is_read(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     """For the new QEMU from before the guest resumes there: this is what a long gap is told by."""
     monkeypatch.setattr(Process, "pid", os.getpid())
-    done = pair.upgrade(FlipLate())
+    done = pair.move(FlipLate())
     old, new = pair.vm["old"].cpu, pair.vm["new"].cpu
-    assert [at <= done.start_ns for at, _ in old] == [True, False]
-    assert len([at for at, _ in new if at < done.end_ns]) >= 2
-    assert done.end_ns <= new[-1][0]
+    assert [at <= done.window.start_ns for at, _ in old] == [True, False]
+    assert len([at for at, _ in new if at < done.window.end_ns]) >= 2
+    assert done.window.end_ns <= new[-1][0]
     before = len(new)
     for _ in range(100):
         pair.vm["new"].watch_cpu()

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import needs
 import pytest
 
 from lab.base.errors import CannotTellError, PreconditionError
@@ -25,19 +26,15 @@ BROADCAST = "192.0.2.255"
 
 
 @pytest.fixture
-def lan(tmp_path: Path) -> Iterator[Segment]:
-    try:
-        with segment(tmp_path / "network.log") as made:
-            yield made
-    except PreconditionError as error:
-        pytest.skip(f"{error.message} {error.hint}")
+def network() -> None:
+    if reason := needs.network():
+        pytest.skip(reason)
 
 
-def tap_or_skip(lan: Segment) -> int:
-    try:
-        return lan.tap()
-    except PreconditionError as error:
-        pytest.skip(f"{error.message} {error.hint}")
+@pytest.fixture
+def lan(network: None, tmp_path: Path) -> Iterator[Segment]:
+    with segment(tmp_path / "network.log") as made:
+        yield made
 
 
 def test_sockets_are_in_the_namespace(lan: Segment) -> None:
@@ -52,7 +49,7 @@ def test_sockets_are_in_the_namespace(lan: Segment) -> None:
 
 
 def test_what_one_tap_sends_the_other_gets(lan: Segment) -> None:
-    first, second = tap_or_skip(lan), tap_or_skip(lan)
+    first, second = lan.tap(), lan.tap()
     header = bytes(10)  # virtio-net's, as IFF_VNET_HDR wants it
     frame = b"\xff" * 6 + bytes.fromhex("525400123456") + b"\x88\xb5" + b"pageflip".ljust(50)
     os.write(first, header + frame)
@@ -67,7 +64,7 @@ def test_what_one_tap_sends_the_other_gets(lan: Segment) -> None:
 
 
 def test_a_tap_keeps_seconds_of_traffic_and_counts_what_it_does_not(lan: Segment) -> None:
-    tap = tap_or_skip(lan)
+    tap = lan.tap()
     before = lan.dropped()
     sender = lan.socket(socket.SOCK_DGRAM)
     sender.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
@@ -86,28 +83,22 @@ def test_a_tap_keeps_seconds_of_traffic_and_counts_what_it_does_not(lan: Segment
     assert 8_000 < held < 16_000
 
 
-def test_everything_goes_with_the_block(tmp_path: Path) -> None:
+def test_everything_goes_with_the_block(network: None, tmp_path: Path) -> None:
     before = set(Path("/proc/self/fd").iterdir())
-    try:
-        with segment(tmp_path / "log") as made:
-            made.socket(socket.SOCK_DGRAM)
-            tap_or_skip(made)
-    except PreconditionError as error:
-        pytest.skip(f"{error.message} {error.hint}")
+    with segment(tmp_path / "log") as made:
+        made.socket(socket.SOCK_DGRAM)
+        made.tap()
     assert set(Path("/proc/self/fd").iterdir()) == before
 
 
-def test_a_killed_lab_leaves_no_process(tmp_path: Path) -> None:
+def test_a_killed_lab_leaves_no_process(network: None, tmp_path: Path) -> None:
     code = (
         "import os, signal, sys\nfrom pathlib import Path\n"
         "from lab.workloads.netns import segment\n"
-        "from lab.base.errors import PreconditionError\n"
-        "try:\n"
-        "    with segment(Path(sys.argv[1])) as lan:\n"
-        "        kids = Path('/proc/self/task').glob('*/children')\n"
-        "        print(*[k.read_text() for k in kids], flush=True)\n"
-        "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "except PreconditionError: print('')"
+        "with segment(Path(sys.argv[1])) as lan:\n"
+        "    kids = Path('/proc/self/task').glob('*/children')\n"
+        "    print(*[k.read_text() for k in kids], flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, tmp_path / "log"],
@@ -116,8 +107,7 @@ def test_a_killed_lab_leaves_no_process(tmp_path: Path) -> None:
         check=False,
         cwd=CHECKOUT,
     )
-    if not done.stdout.strip():
-        pytest.skip("no network namespace can be made here")
+    assert done.stdout.strip(), done.stderr
     child = Path("/proc") / done.stdout.split()[0]
     deadline = time.monotonic() + 10
     while child.exists() and time.monotonic() < deadline:
