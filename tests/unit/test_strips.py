@@ -142,7 +142,10 @@ def test_long_labels_are_broken_where_they_are_put_together(label: str, lines: l
     assert style.wrapped(label) == "<br>".join(lines)
 
 
-@given(st.text(st.sampled_from("ab@:+/.-"), min_size=1, max_size=80))
+@given(
+    st.text(st.sampled_from("ab@:+/.-"), min_size=1, max_size=80)
+    | st.text(st.sampled_from("abcdefghijk+"), min_size=40, max_size=80)
+)
 def test_no_letter_of_a_label_is_lost(label: str) -> None:
     lines = style.wrapped(label).split("<br>")
     assert "".join(lines) == label
