@@ -152,10 +152,13 @@ def test_a_console_is_the_terminal() -> None:
     assert words[words.index("-serial") + 1] == "mon:stdio"
 
 
-def test_a_damaged_file_system_is_seen_from_outside(tmp_path: Path) -> None:
+def test_a_damaged_file_system_is_seen_from_outside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for tool in ("mke2fs", "debugfs", "e2fsck", "qemu-img"):
         if not shutil.which(tool, path=f"{SBIN}:/usr/bin:/bin"):
             pytest.skip(f"no {tool}")
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")  # an ordinary user's
     raw, base = tmp_path / "raw", tmp_path / "base"
     tree = tmp_path / "tree"
     tree.mkdir()
