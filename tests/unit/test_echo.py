@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import struct
 from collections.abc import Iterator
@@ -76,10 +75,9 @@ def flood(echo: Echo, count: int) -> dict[str, Any]:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
         udp.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 16 << 20)
         udp.connect(("127.0.0.1", echo.ports["udp_port"]))
-        os.kill(echo.agent.process.pid, signal.SIGSTOP)
-        for n in range(count):
-            udp.send(n.to_bytes(64, "big"))
-        os.kill(echo.agent.process.pid, signal.SIGCONT)
+        with echo.agent.stopped():
+            for n in range(count):
+                udp.send(n.to_bytes(64, "big"))
         for _ in Deadline.after(60, "the agent has taken them all").poll():
             account = echo.account()
             if account["datagrams"] + account["dropped"] == count:

@@ -222,7 +222,7 @@ def test_an_old_qemu_that_does_not_end_is_killed(monkeypatch: pytest.MonkeyPatch
     with subprocess.Popen(["sleep", "100"]) as child, subprocess.Popen(["sleep", "100"]) as other:
         old = Qemu("old", cast("Any", None), process.Foreign(child.pid), Path())
         monkeypatch.setattr(Qemu, "pid", other.pid)
-        old.monitor = cast("Any", argparse.Namespace(execute=lambda _command: None))
+        old.connection = cast("Any", argparse.Namespace(execute=lambda _command: None))
         try:
             move._quit(old)
             assert child.wait(10) == -signal.SIGKILL
