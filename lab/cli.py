@@ -31,7 +31,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "preflight": ("lab.verbs.preflight", "look at a running QEMU: how it could be upgraded"),
     "validate": ("lab.verbs.validate", "apply, build and try a patch series"),
     "bisect": ("lab.verbs.bisect", "find the patch of a series that makes a figure worse"),
-    "compare": ("lab.verbs.compare", "hold two benches against each other"),
+    "compare": ("lab.verbs.compare", "compare two benches"),
     "check": ("lab.verbs.check", "run what tests this project"),
     "build": ("lab.verbs.build", "build the pair of QEMUs and the guest images"),
     "guest": ("lab.verbs.guest", "list the guests, build their images, open a console in one"),

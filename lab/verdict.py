@@ -172,7 +172,7 @@ def _notes(seen: Observation) -> list[str]:
             )
     memory = seen.memory
     if not memory and not seen.memory_sampled:
-        notes.append("memory was not measured, as was asked for: nothing is said of it")
+        notes.append("memory was not measured (--no-memory-samples), so it was not judged")
     if memory and memory.samples_discarded > memory.samples / 2:
         notes.append(
             f"{memory.samples_discarded} of {memory.samples} PSS readings were discarded: "

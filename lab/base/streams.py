@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""stdout and stderr that never fail: an upgrade that was done stays done, whoever reads of it.
+"""stdout and stderr that do not fail: an upgrade that was done stays done, read about or not.
 
 A reader that has gone (``| head``), a closed descriptor (``>&-``) or a full disk would otherwise
 become an exception in the middle of the work, or in the interpreter's last flush.

@@ -110,11 +110,11 @@ class Mover:
         self._on_their_way: set[Qemu] = set()
 
     def all(self, plans: Sequence[Plan], at_once: int) -> list[Moved]:
-        """Upgrade all of them; what was not begun is not in the answer."""
+        """Upgrade all of them; the list returned leaves out those that were not started."""
         with ThreadPoolExecutor(at_once) as pool:
             try:
                 found = list(pool.map(self._next, plans))
-            except KeyboardInterrupt:  # those on their way go back, and no other one is begun
+            except KeyboardInterrupt:  # those on their way go back, and no other one is started
                 self._stop.set()
                 for qemu in list(self._on_their_way):
                     with suppress(LabError):

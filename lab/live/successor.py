@@ -28,7 +28,7 @@ _REFUSED = {
 }
 #: The same of -run-with.
 _RUN_WITH = {
-    "chroot": "the new QEMU would be started inside of it",
+    "chroot": "the new QEMU would be started inside it",
     "exit-with-parent": "the new QEMU has another parent",
     "user": "the new QEMU could not become that user once more",
 }
@@ -69,7 +69,7 @@ class Tap:
 
     @property
     def descriptor(self) -> int | None:
-        """Its number in the old QEMU, where its command line tells."""
+        """Its number in the old QEMU, where the command line has it."""
         return whole(self.parts.get("fd", ""))
 
     def with_descriptor(self, number: int) -> str:

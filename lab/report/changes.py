@@ -21,7 +21,7 @@ _MIB = 2**20
 
 @dataclass(frozen=True)
 class Gate:
-    """What a bench is held against, and on what it fails."""
+    """What a bench is compared with, and the conditions on which that fails."""
 
     conditions: tuple[Condition, ...] = ()
     baseline: Bench | None = None

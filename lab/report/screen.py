@@ -73,7 +73,7 @@ def rows(result: Result) -> list[tuple[str, str]]:
             "accelerator",
             result.accel
             + (
-                " (times under TCG only compare with each other)"
+                " (times under TCG are comparable only with each other)"
                 if result.accel.startswith("tcg")
                 else ""
             ),

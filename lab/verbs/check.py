@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What tests this project, one step after the other, and what each said."""
+"""The verb `check`: run everything that tests this project."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Step:
     argv: tuple[str, ...]
     xunit: str = ""
     slow: bool = False
-    #: What tells it to leave out the tests that take longest.
+    #: The option that leaves out the tests that take longest.
     shorter: tuple[str, ...] = ()
 
 
@@ -86,14 +86,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"one of {', '.join(s.name for s in STEPS)}; default: all of them",
     )
     how_much = parser.add_mutually_exclusive_group()
-    how_much.add_argument("--quick", action="store_true", help="only what needs no QEMU: seconds")
+    how_much.add_argument("--quick", action="store_true", help="only what needs no QEMU")
     how_much.add_argument(
         "--all", action="store_true", help="also the real upgrades that take longest (thorough)"
     )
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run the steps, all of them whatever fails, and sum up."""
+    """Run every step, even after one has failed, and sum up."""
     chosen = _choose(options.steps, quick=options.quick)
     if not (CHECKOUT / "tests").is_dir():
         raise UsageError(

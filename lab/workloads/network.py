@@ -31,7 +31,7 @@ _START_S = 30.0
 
 
 class Network(Workload):
-    """See above."""
+    """A TCP stream and datagrams over a tap in a network namespace."""
 
     name = "network"
     summary = "a TCP stream that must survive; datagrams at 1 ms as an outside clock"
