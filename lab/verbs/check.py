@@ -39,7 +39,7 @@ _GUEST_SCRIPTS = (
     *(f"guests/debian/{name}" for name in ("assemble", "customize", "init")),
     *(f"guests/debian/files/usr/local/lib/pageflip/{name}" for name in ("cpu", "database", "disk")),
 )
-_HOST_SCRIPTS = ("tests/hosts/provision", "tests/hosts/two")
+_HOST_SCRIPTS = ("tests/hosts/provision", "tests/hosts/two", "tests/repeat")
 STEPS = (
     Step("ruff", (f"{_BIN}/ruff", "check", "--quiet", ".")),
     Step("format", (f"{_BIN}/ruff", "format", "--check", "--quiet", ".")),
