@@ -17,9 +17,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from lab.base.errors import CannotTellError, ExitCode, PreconditionError, UsageError
+from lab.base.files import write_whole
 from lab.base.layout import Layout
 from lab.base.progress import note, overall
-from lab.base.record import write_whole
 from lab.guest import images
 from lab.host import facts
 from lab.model import Result, Side

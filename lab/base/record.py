@@ -45,13 +45,6 @@ class Record:
                 bundle.add(file, f"{self.directory.name}/{file.name}")
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file such that a reader, or a run that is killed, finds the old one or the new."""
-    beside = path.with_name(f"{path.name}.new")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)
-
-
 def as_json(result: Result) -> str:
     """Return the result as it stands in result.json and on stdout."""
     return result.model_dump_json(indent=2) + "\n"

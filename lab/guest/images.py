@@ -22,6 +22,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, RootModel, Tag
 
 from lab.base.errors import CannotTellError, UsageError
+from lab.base.files import sha256_of
 from lab.base.layout import Layout, locked
 from lab.base.process import run
 from lab.base.progress import note
@@ -134,10 +135,10 @@ class _ImageRecipe:
         return {
             "format": _FORMAT,
             "guest": self.guest.model_dump(),
-            "debs": {package: _sha256(deb) for package, deb in self.debs.items()},
+            "debs": {package: sha256_of(deb) for package, deb in self.debs.items()},
             "packages": rootfs.versions(self.system)
             | {package: _field(deb, "Version") for package, deb in self.debs.items()},
-            "files": {str(path.relative_to(self.guests)): _sha256(path) for path in ours},
+            "files": {str(path.relative_to(self.guests)): sha256_of(path) for path in ours},
             "compiler": run(["cc", "--version"]).stdout.splitlines()[0],
             **self._toolchain(),
             **self._disk(),
@@ -146,14 +147,14 @@ class _ImageRecipe:
     def _disk(self) -> dict[str, Any]:
         if not self.system:
             return {}
-        debs = {package: _sha256(deb) for package, deb in self.system.items()}
+        debs = {package: sha256_of(deb) for package, deb in self.system.items()}
         return {"system": debs, "tools": rootfs.tools()}
 
     def _toolchain(self) -> dict[str, Any]:
         if isinstance(self.guest, MultibootGuest):
             linker = run(["ld", "--version"]).stdout.splitlines()[0]
             return {"flags": [*PAYLOAD_CFLAGS, *WARNINGS], "linker": linker}
-        libraries = {lib: _sha256(path) for lib, path in static_libraries().items()}
+        libraries = {lib: sha256_of(path) for lib, path in static_libraries().items()}
         return {"flags": [*CFLAGS, *WARNINGS], "libraries": libraries}
 
 
@@ -275,7 +276,7 @@ def _make(place: Path, recipe: _ImageRecipe, ingredients: Mapping[str, Any]) -> 
             made = {"kernel": out / "kernel"}
         else:
             made = _make_linux(Path(scratch), out, recipe, recipe.guest)
-        sha256s = {part: _sha256(path) for part, path in made.items()}
+        sha256s = {part: sha256_of(path) for part, path in made.items()}
         record = json.dumps({"ingredients": ingredients, "sha256s": sha256s}, indent=2)
         (out / _RECORD).write_text(record + "\n", encoding="utf-8")
         out.rename(place)
@@ -313,7 +314,7 @@ def _cached(place: Path, recipe: _ImageRecipe) -> GuestImage | None:
         sha256s: dict[str, str] = record["sha256s"]
         packages: dict[str, str] = record["ingredients"]["packages"]
         parts = _parts(recipe.guest)
-        if any(_sha256(place / part) != sha256s[part] for part in parts):
+        if any(sha256_of(place / part) != sha256s[part] for part in parts):
             return None
     except (OSError, ValueError, KeyError):
         return None
@@ -334,8 +335,3 @@ def _parts(guest: Guest) -> list[str]:
     if isinstance(guest, MultibootGuest):
         return ["kernel"]
     return ["kernel", "initrd", *(["disk"] if guest.system else [])]
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

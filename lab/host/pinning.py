@@ -17,10 +17,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from lab.base.files import write_whole
 from lab.base.layout import Layout, locked
 from lab.base.process import run
 from lab.base.progress import note
-from lab.base.record import write_whole
 from lab.model import Pinning
 
 #: The system's own: PyPI's viewer of profiles has the same name, and may come first on PATH.

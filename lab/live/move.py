@@ -21,9 +21,10 @@ from lab import mechanisms
 from lab.base import process
 from lab.base.deadline import Deadline, DeadlineError
 from lab.base.errors import CannotTellError, LabError, PreconditionError
+from lab.base.files import write_whole
 from lab.base.layout import Layout, socket_directory
 from lab.base.progress import note
-from lab.base.record import Record, write_whole
+from lab.base.record import Record
 from lab.live import aside, look, preflight
 from lab.live.look import Running
 from lab.live.preflight import Preflight

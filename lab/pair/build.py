@@ -9,7 +9,6 @@ left.  The compiler sees relative paths only, so the same key gives the same byt
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import re
@@ -23,6 +22,7 @@ from pathlib import Path
 
 from lab.base import process
 from lab.base.errors import CannotTellError
+from lab.base.files import key_of, write_whole
 from lab.base.layout import Layout, locked
 from lab.base.progress import Tick, note, step
 from lab.pair import firmware, toolchain
@@ -92,7 +92,7 @@ class _BuildRecipe:
             *self.options.targets,
             *self.tools.identity,
         ]
-        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+        return key_of(*parts)
 
     @property
     def title(self) -> str:
@@ -343,6 +343,4 @@ def _keep(recipe: _BuildRecipe, objects: Path) -> None:
         "source": recipe.source.record(),
         "sizes": {name: (recipe.directory / name).stat().st_size for name in names.values()},
     }
-    part = recipe.directory / f"{_MARKER}.part"
-    part.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
-    part.replace(recipe.directory / _MARKER)
+    write_whole(recipe.directory / _MARKER, json.dumps(kept, indent=2) + "\n")

@@ -7,12 +7,12 @@ one `-L`.  Both QEMUs get the same: a ROM of another size would not migrate.
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from pathlib import Path
 
 from lab.base import process
 from lab.base.errors import CannotTellError
+from lab.base.files import key_of
 from lab.base.layout import Layout, locked
 from lab.base.progress import note
 from lab.source import debian, fetch
@@ -39,7 +39,7 @@ def prepare(layout: Layout) -> Path:
         note(f"the firmware is the one that came with QEMU's source: {error}")
         return own
     parts = [str(_RECIPE), *(f"{one.file}={one.sha256}" for one in packages.values())]
-    target = layout.firmware / hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+    target = layout.firmware / key_of(*parts)[:16]
     if not target.is_dir():
         with locked(target):
             if not target.is_dir():

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lab.base.record import write_whole
+from lab.base.files import write_whole
 from lab.model import Side
 from lab.results.figures import Bench, Figures, Load, Row, Run, Turn
 from lab.results.statistics import Estimate

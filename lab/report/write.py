@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from lab.base.errors import UsageError
-from lab.base.record import write_whole
+from lab.base.files import write_whole
 from lab.measure.timeline import Timeline
 from lab.model import Result
 from lab.report import guestperf, page, picture

@@ -16,8 +16,8 @@ from pydantic import Field
 
 from lab import bench
 from lab.base.errors import CannotTellError
+from lab.base.files import write_whole
 from lab.base.progress import note, overall
-from lab.base.record import write_whole
 from lab.model import Model
 from lab.pair import build
 from lab.results.figures import Bench

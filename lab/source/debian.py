@@ -16,12 +16,12 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 from lab.base import process
 from lab.base.deadline import Deadline
 from lab.base.errors import CannotTellError
+from lab.base.files import write_whole
 from lab.base.layout import Layout, locked
 from lab.base.progress import step
 from lab.source import fetch
@@ -298,16 +298,8 @@ def _read_index(index: Path) -> dict[str, Package]:
 
 def _remember(index: Path, found: dict[str, Package]) -> None:
     entries = _read_index(index) | found
-    _keep_json(index, {name: asdict(one) for name, one in sorted(entries.items())})
-
-
-def _keep_json(index: Path, content: dict[str, Any]) -> None:
-    """Write the file such that a reader finds the old one or the new."""
-    text = json.dumps(content, indent=2)
-    with fetch.scratch(index) as directory:
-        part = directory / index.name
-        part.write_text(text + "\n", encoding="utf-8")
-        part.replace(index)
+    kept = {name: asdict(one) for name, one in sorted(entries.items())}
+    write_whole(index, json.dumps(kept, indent=2) + "\n")
 
 
 def parse_uris(text: str) -> list[Package]:
@@ -345,7 +337,7 @@ def closure(layout: Layout, suite: str, names: Iterable[str]) -> list[str]:
             what = f"what {', '.join(wanted)} of {suite} need"
             listed = root.run([*argv, "?essential", *wanted], what, root.root, _UPDATE_S)
             known[key] = sorted({name["package"] for name in _PLANNED.finditer(listed)})
-            _keep_json(index, known)
+            write_whole(index, json.dumps(known, indent=2) + "\n")
     return known[key]
 
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 import shutil
 import tempfile
@@ -15,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
+from lab.base import files
 from lab.base.errors import CannotTellError, RefusedError
 from lab.base.layout import Layout
 from lab.base.progress import Tick, note, step
@@ -42,8 +42,7 @@ class Pinned(Protocol):
 def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file, in hexadecimal; raise CannotTellError if it cannot be read."""
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return files.sha256_of(path)
     except OSError as error:
         raise CannotTellError(f"cannot read {path}: {error.strerror}") from error
 

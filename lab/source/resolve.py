@@ -10,7 +10,6 @@ that it was used.
 from __future__ import annotations
 
 import enum
-import hashlib
 import os
 import re
 import shutil
@@ -21,6 +20,7 @@ from pathlib import Path
 from lab.base import process
 from lab.base.deadline import Deadline
 from lab.base.errors import CannotTellError, RefusedError, UsageError
+from lab.base.files import key_of
 from lab.base.layout import Layout, locked
 from lab.base.progress import note, step
 from lab.source import debian, fetch, gnupatch
@@ -61,7 +61,7 @@ class Source:
         """What identifies the tree that this source unpacks into."""
         parts = [str(_RECIPE), self.kind, self.version, self.commit]
         parts += [f"{name}={value}" for name, value in sorted(self.sha256.items())]
-        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+        return key_of(*parts)
 
     def record(self) -> dict[str, object]:
         """Return it as the run directory records it (1-sources.json)."""

@@ -13,8 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from lab.base.errors import ExitCode
+from lab.base.files import write_whole
 from lab.base.progress import note
-from lab.base.record import as_json_list, write_whole
+from lab.base.record import as_json_list
 from lab.host import facts
 from lab.results import rounds
 from lab.review import candidate, checks, suite

@@ -7,13 +7,13 @@ On a nested host KVM may open and still not run every guest: each is tried for i
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from lab.base.deadline import Deadline, DeadlineError
 from lab.base.errors import CannotTellError, PreconditionError
+from lab.base.files import key_of
 from lab.base.layout import Layout, locked, socket_directory
 from lab.guest import disk
 from lab.vm.cmdline import Backing, Machine
@@ -73,7 +73,7 @@ def probe(layout: Layout, accel: str, machine: Machine) -> AccelReport:
 def _key(machine: Machine) -> str:
     boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
     what = (boot, str(machine.qemu), str(machine.kernel), str(machine.initrd), machine.append)
-    return hashlib.sha256("\0".join(what).encode()).hexdigest()[:16]
+    return key_of(*what)[:16]
 
 
 def _boot(accel: str, machine: Machine) -> AccelReport:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -14,6 +13,7 @@ from typing import Any
 from lab.base import process as run
 from lab.base.deadline import Deadline
 from lab.base.errors import UsageError
+from lab.base.files import sha256_of
 from lab.base.layout import Layout, socket_directory
 from lab.model import Side
 from lab.pair import build
@@ -68,7 +68,7 @@ def inspect(path: Path, release: str | None = None) -> Binary:
             hint,
         )
     schema, commands = _ask(path)
-    return told_by_itself(path, found.group(1), schema, commands, _sha256(path), release)
+    return told_by_itself(path, found.group(1), schema, commands, sha256_of(path), release)
 
 
 def binary_of(layout: Layout, name: str) -> Binary:
@@ -100,11 +100,6 @@ def told_by_itself(
         frozenset(_enum_values(schema, "localhost-migrate", "mechanism")),
         frozenset(_arguments(schema, "localhost-migrate")),
     )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _ask(path: Path) -> tuple[list[dict[str, Any]], frozenset[str]]:

@@ -16,7 +16,7 @@ from fake_bench import Runner
 
 from lab import bench
 from lab.base.errors import CannotTellError, ExitCode, PreconditionError, UsageError
-from lab.base.record import write_whole
+from lab.base.files import write_whole
 from lab.host import facts
 from lab.options import UpgradeOptions
 from lab.results.figures import Bench
