@@ -144,19 +144,22 @@ def _gap(pause: Pause) -> str:
     if before is None or after is None:
         return ", and how much of these before STOP and after RESUME is not known"
     words = f", {before:.1f} ms of these before STOP and {after:.1f} ms after RESUME"
+    turn = ran is None or ran >= (before + after) / 2
     if ran is not None:
         words += f"; the guest's own clock went on for {ran:.1f} ms: " + (
             "it ran, and its heartbeat had no turn"
-            if ran >= (before + after) / 2
-            else "it was being stopped, or its heartbeats were late on their way"
+            if turn
+            else "it was being stopped, or its heartbeats came late"
+            if before > after
+            else "its heartbeats came late: the new QEMU or the lab had no turn to carry them"
         )
     used = pause.new_processors
     if used is not None and after > _DISAGREEMENT_MS:
-        words += f"; after RESUME the new QEMU had {used:.2f} processors: " + (
-            "busy with what is cold after a move (TCG's translations, page tables)"
-            if used >= _WHOLE
-            else "others kept the host's processors busy, or it waited"
-        )
+        words += f"; after RESUME the new QEMU had {used:.2f} processors"
+        if used < _WHOLE:
+            words += ": others kept the host's processors busy, or it waited"
+        elif turn:
+            words += ": busy with what is cold after a move (TCG's translations, page tables)"
     return words
 
 
