@@ -46,6 +46,7 @@ STEPS = (
     Step("mypy", (f"{_BIN}/mypy",)),
     Step("shellcheck", ("shellcheck", "pageflip", ".ci/run", *_GUEST_SCRIPTS, *_HOST_SCRIPTS)),
     Step("unit", (f"{_BIN}/pytest", "-q", "-n", "auto", "tests/unit"), "--junitxml"),
+    Step("page", (f"{_BIN}/pytest", "-q", "tests/page"), "--junitxml", slow=True),
     Step("patches", (f"{_BIN}/pytest", "-q", "tests/patches"), "--junitxml", slow=True),
     Step(
         "avocado",

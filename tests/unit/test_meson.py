@@ -14,7 +14,7 @@ from lab.base.layout import CHECKOUT
 #: What meson gives a test that asks for nothing (s).
 _DEFAULT_S = 30
 _MESON = (sys.executable, "-m", "mesonbuild.mesonmain")
-_NO_QEMU = {"unit", "patches"}
+_NO_QEMU = {"unit", "page", "patches"}
 _WITH_QEMU = {"avocado-quick", "avocado-medium", "avocado-thorough", "bench-smoke"}
 
 
