@@ -105,6 +105,6 @@ def _nothing_else(given: argparse.Namespace) -> None:
     for name, default in vars(parser.parse_args([])).items():
         if name not in {"resume", "baseline", "fail_if"} and getattr(given, name) != default:
             raise UsageError(
-                f"--{name.replace('_', '-')} cannot be given with --resume",
+                f"{arguments.spelled(name)} cannot be given with --resume",
                 hint="a bench keeps the options it was started with; start a new one for others",
             )
