@@ -4,10 +4,13 @@
 Parameters (avocado -p): as in test_upgrade.py.
 """
 
+from unittest import mock
+
 import avocado
 from upgrading import SECOND_QEMU, Upgrading, kill_new
 
 from lab.base.deadline import Deadline
+from lab.mechanisms.upstream import Precopy
 from lab.model import Findings, Outcome, Result, VerdictKind
 from lab.vm.qemu import Vm
 
@@ -16,6 +19,7 @@ _RATIO = 1 + 2 * SECOND_QEMU
 #: The tap's queue and the buffers of both sockets have room for ten thousand packets or more; a
 #: datagram comes each millisecond, and a segment of the stream (ms).
 _QUEUED_MS = 4000
+_GO = Precopy.go
 
 
 class Network(Upgrading, avocado.Test):
@@ -65,11 +69,15 @@ class Network(Upgrading, avocado.Test):
             ("close", "the TCP connection"),  # closed, or reset with bytes unread
         ):
 
-            def damage(old: Vm, _new: Vm, mode: str = mode) -> None:
+            def damage_and_go(mechanism: Precopy, old: Vm, new: Vm, mode: str = mode) -> None:
+                # Asked any later, a guest on a busy host may be the new QEMU's already, and its
+                # answer comes from there.
                 deadline = Deadline.after(30, "the guest damages its answers")
                 old.control.call("echo_damage", deadline, mode=mode)
+                _GO(mechanism, old, new)
 
-            result = self.upgrade("precopy", 2.3, damage, workload="network")
+            with mock.patch.object(Precopy, "go", damage_and_go):
+                result = self.upgrade("precopy", 2.3, workload="network")
             self.assertEqual(result.verdict, VerdictKind.FAIL, mode)
             self.assertIn(words, " ".join(result.reasons))
 
