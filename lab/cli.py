@@ -26,6 +26,10 @@ VERBS: dict[str, tuple[str, str]] = {
         "lab.verbs.upgrade",
         "upgrade a running guest from one QEMU to another and judge it",
     ),
+    "rehearse": (
+        "lab.verbs.rehearse",
+        "try an upgrade up to the moment the guest would change QEMUs, and go back",
+    ),
     "bench": ("lab.verbs.bench", "compare mechanisms: many upgrades, interleaved, with statistics"),
     "report": ("lab.verbs.report", "make a page of a bench or an upgrade"),
     "preflight": ("lab.verbs.preflight", "look at a running QEMU: how it could be upgraded"),

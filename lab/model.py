@@ -24,6 +24,7 @@ class Outcome(enum.StrEnum):
 
     UPGRADED = "upgraded"  # it runs under the new QEMU, and only there
     ROLLED_BACK = "rolled-back"  # it runs under the old QEMU, and only there
+    REHEARSED = "rehearsed"  # the same, on purpose: the new QEMU had loaded its device state
     LOST = "lost"  # it runs nowhere
     DOUBLED = "doubled"  # it runs under both: the worst there is
 
@@ -184,12 +185,23 @@ class Block(Model):
 class Phases(Model):
     """The phases of the upgrade (ms), where the mechanism reports them."""
 
+    drain: float | None = Field(
+        default=None, description="disk requests in flight awaited, while the guest runs"
+    )
+    fork: float | None = Field(
+        default=None,
+        description="the old QEMU forks, and the guest cannot touch its memory; before STOP in an "
+        "early start",
+    )
     new_start: float | None = Field(
         default=None, description="start of the new process to its monitor"
     )
     handshake: float | None = None
     stop: float | None = Field(default=None, description="guest stopped, its disks let go")
     save: float | None = Field(default=None, description="device state saved by the old QEMU")
+    changes: float | None = Field(
+        default=None, description="what the guest changed since the fork is sent"
+    )
     load: float | None = Field(default=None, description="device state loaded by the new QEMU")
     move: float | None = Field(default=None, description="first page to last page")
 

@@ -124,6 +124,13 @@ class UpgradeOptions(GuestOptions):
         bool,
         Option("neither sample the QEMUs' memory nor judge it: shows what sampling costs"),
     ] = True
+    verify: Annotated[
+        bool,
+        Option(
+            "compare every page of both QEMUs before the guest is committed, and let one that "
+            "writes to its memory after that crash: for tests of a mechanism, and slow"
+        ),
+    ] = False
     pin: Annotated[
         bool,
         Option(

@@ -25,7 +25,7 @@ from lab.host import facts
 from lab.measure import downtime, integrity, memory
 from lab.measure.timeline import Timeline, brownout, timeline
 from lab.mechanisms.move import Interfere, Move, move
-from lab.model import Findings, Integrity, Pages, Pause, Result
+from lab.model import Findings, Integrity, Outcome, Pages, Pause, Result
 from lab.options import UpgradeOptions
 from lab.stage import Stage, staged
 from lab.verdict import Observation, judge
@@ -42,14 +42,19 @@ _NO_ANSWER = (AgentError, DeadlineError, MonitorError, QmpError, VmDiedError)
 
 
 def upgrade_once(
-    layout: Layout, options: UpgradeOptions, interfere: Interfere[Vm] | None = None
+    layout: Layout,
+    options: UpgradeOptions,
+    interfere: Interfere[Vm] | None = None,
+    *,
+    rehearse: bool = False,
 ) -> Result:
     """Upgrade one guest and judge it.
 
+    With `rehearse` it goes back to the old QEMU when the new one has loaded its device state.
     `interfere` is how the tests break things: it is called as soon as the move has begun.
     Raises LabError when the lab could not do its work; a failed upgrade is a result.
     """
-    with staged(layout, options) as stage:
+    with staged(layout, options, rehearse=rehearse) as stage:
         old = run_under_old(stage)
         moved, used = move_and_sample(stage, old, interfere)
         checked = check_guest(stage, old, moved)
@@ -102,7 +107,7 @@ def old_machine(stage: Stage) -> Machine:
             "argv": machine.argv(),
             "accel": chosen,
             "mechanism": stage.mechanism.name,
-            "reproduce": options.reproduce,
+            "reproduce": stage.reproduce,
         },
     )
     return machine
@@ -126,7 +131,7 @@ def move_and_sample(
         )
         wanted = options.memory_samples
         with memory.sampled(old, fresh, considerate=bool(watched), wanted=wanted) as sampler:
-            moved = move(stage.start, old, fresh, mechanism, interfere)
+            moved = move(stage.start, old, fresh, mechanism, stage.asked, interfere)
     peak = watched() if watched else None
     stage.record.write("upgrade", moved.record())
     used = memory.summarise(pss_before, sampler.samples, huge_before, peak) if wanted else None
@@ -199,6 +204,8 @@ def measure(stage: Stage, old: Vm, checked: Checked, used: memory.Used) -> Measu
     if moved.survivor_is_new:
         used = used.with_huge_pages(moved.new.pid, stage.options.ram_bytes)
     beats, events = (old.heart.beats, moved.new.heart.beats), (old.events, moved.new.events)
+    if moved.outcome is Outcome.REHEARSED:
+        events = old.events, old.events
     readings = used.start_ns, used.samples
     seen = Measured(
         accel=old.machine.accel,
@@ -275,5 +282,5 @@ def _conditions(stage: Stage) -> dict[str, Any]:
         "host": facts.fingerprint(),
         "pinning": stage.pins.record(),
         "run_directory": str(stage.record.directory),
-        "reproduce": options.reproduce,
+        "reproduce": stage.reproduce,
     }

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lab import mechanisms, workloads
+from lab.base import arguments
 from lab.base.errors import PreconditionError
 from lab.base.layout import Layout, socket_directory
 from lab.base.record import Record
@@ -17,7 +18,7 @@ from lab.guest.images import GuestImage
 from lab.host import facts
 from lab.host.cgroup import MemoryGroup, memory_group
 from lab.host.pinning import Pins, pinned
-from lab.mechanisms import Mechanism
+from lab.mechanisms import Asked, Mechanism
 from lab.model import Pages
 from lab.options import UpgradeOptions
 from lab.pair import build, firmware
@@ -28,6 +29,8 @@ from lab.vm.qemu import VmFactory, factory
 from lab.vm.ramfile import ram_file
 from lab.workloads import Together
 
+#: A pause is measured here, and not cut short: the verdict says what is too long (ms).
+_PATIENCE_MS = 30_000
 #: What a QEMU needs beside the guest's RAM: itself, its page tables, the lab (bytes).
 _OVERHEAD = 256 * 2**20
 
@@ -51,6 +54,7 @@ class Stage:
     pair: Pair
     image: GuestImage
     mechanism: Mechanism
+    asked: Asked
     work: Together
     #: Holds both QEMUs; None where no memory group can be made.
     group: MemoryGroup | None
@@ -62,9 +66,14 @@ class Stage:
     #: Starts both QEMUs, and ends them with the stage.
     start: VmFactory
 
+    @property
+    def reproduce(self) -> str:
+        """The command line that asks for the same again."""
+        return arguments.command("rehearse" if self.asked.rehearse else "upgrade", self.options)
+
 
 @contextmanager
-def staged(layout: Layout, options: UpgradeOptions) -> Iterator[Stage]:
+def staged(layout: Layout, options: UpgradeOptions, *, rehearse: bool = False) -> Iterator[Stage]:
     """Make the stage, and clean up after it however the block ends.
 
     Raises LabError for what cannot be had.
@@ -74,6 +83,8 @@ def staged(layout: Layout, options: UpgradeOptions) -> Iterator[Stage]:
     pair = paired_build(layout, options, given, record)
     image = guest_image(layout, options, record)
     mechanism = mechanisms.choose(options.mechanism, pair.old, pair.new)
+    asked = Asked(_PATIENCE_MS, rehearse, options.verify)
+    mechanisms.check_asked(mechanism, asked)
     workloads.check_mechanism(options.workloads, mechanism, pair.old)
     with (
         pinned(layout, wanted=options.pin) as pins,
@@ -91,6 +102,7 @@ def staged(layout: Layout, options: UpgradeOptions) -> Iterator[Stage]:
             pair=pair,
             image=image,
             mechanism=mechanism,
+            asked=asked,
             work=work,
             group=group,
             pins=pins,

@@ -81,6 +81,7 @@ def faults(result: Result) -> list[str]:
 def _outcome(seen: Observation) -> list[str]:
     where = {
         Outcome.UPGRADED: "",
+        Outcome.REHEARSED: "",
         Outcome.ROLLED_BACK: "the guest was not upgraded; it still runs under the old QEMU",
         Outcome.LOST: "the guest is lost: neither QEMU runs it",
         Outcome.DOUBLED: "both QEMUs run the guest at once",

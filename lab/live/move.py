@@ -30,13 +30,15 @@ from lab.live.look import Running
 from lab.live.preflight import Preflight
 from lab.live.successor import Successor
 from lab.measure import downtime, memory
-from lab.mechanisms import Mechanism
+from lab.mechanisms import Asked, Mechanism
 from lab.mechanisms.move import move
 from lab.model import Model, Outcome
 from lab.vm.binary import Binary
 from lab.vm.qemu import Qemu, VmFactory, factory
 
 _QUIT_S = 30.0
+#: What an upgrade ends in, or a rehearsal.
+SUCCESS = frozenset({Outcome.UPGRADED, Outcome.REHEARSED})
 
 
 class Moved(Model):
@@ -64,6 +66,7 @@ class Plan:
     seen: Preflight
     mechanism: Mechanism
     successor: Successor
+    asked: Asked
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,7 @@ class CommandLine:
         return [*self.words, *(word for one in self.incoming for word in ("-incoming", one))]
 
 
-def plan(what: str, new: Binary, wanted: str) -> Plan:
+def plan(what: str, new: Binary, wanted: str, asked: Asked | None = None) -> Plan:
     """Look at a QEMU; raise PreconditionError with every reason when it cannot be upgraded."""
     found = look.look(what)
     made = preflight.successor(found, new)
@@ -99,7 +102,9 @@ def plan(what: str, new: Binary, wanted: str) -> Plan:
             f"process {found.pid} cannot be upgraded by {way.mechanism}: {'; '.join(reasons)}",
             hint=f"all ways: ./pageflip preflight {what} --new {new.path}",
         )
-    return Plan(found, seen, chosen, made)
+    asked = asked or Asked()
+    mechanisms.check_asked(chosen, asked)
+    return Plan(found, seen, chosen, made, asked)
 
 
 class Mover:
@@ -131,7 +136,7 @@ class Mover:
         except BaseException:
             self._stop.set()
             raise
-        if moved.outcome is not Outcome.UPGRADED:
+        if moved.outcome not in SUCCESS:
             self._stop.set()
         _tell(moved)
         return moved
@@ -160,7 +165,7 @@ class Mover:
                 keep()
                 files.keep()
                 _quit(old)
-            elif result.outcome is Outcome.ROLLED_BACK:
+            elif result.outcome in {Outcome.ROLLED_BACK, Outcome.REHEARSED}:
                 _wait_ended(new)
             else:
                 keep()
@@ -215,7 +220,7 @@ def _as_user(pid: int) -> list[str]:
 def _move(start: VmFactory, plan: Plan, old: Qemu, new: Qemu, record: Record) -> Moved:
     """Move the guest and return the result."""
     with memory.sampled(old, new, considerate=True) as sampler:
-        moved = move(start, old, new, plan.mechanism)
+        moved = move(start, old, new, plan.mechanism, plan.asked)
     record.write("upgrade", moved.record())
     used = memory.summarise(plan.seen.used_bytes, sampler.samples, 0, None)
     result = Moved(
@@ -227,7 +232,9 @@ def _move(start: VmFactory, plan: Plan, old: Qemu, new: Qemu, record: Record) ->
         old_version=plan.seen.version,
         new_version=plan.seen.new_version,
         monitor=str(plan.found.monitor),
-        pause_ms=downtime.qmp_pause_ms(old.events, new.events),
+        pause_ms=downtime.qmp_pause_ms(
+            old.events, old.events if moved.outcome is Outcome.REHEARSED else new.events
+        ),
         total_ms=moved.window.ms,
         memory_ratio=used.ratio if used.samples > 1 else None,
         run_directory=str(record.directory),
@@ -277,6 +284,13 @@ def _tell(moved: Moved) -> None:
         note(
             f"process {moved.pid}, QEMU {moved.old_version}, is process {moved.new_pid}, QEMU "
             f"{moved.new_version}, by {moved.mechanism}{pause}{ratio}"
+        )
+        return
+    if moved.outcome is Outcome.REHEARSED:
+        pause = "" if moved.pause_ms is None else f", standing still for {moved.pause_ms:.1f} ms"
+        note(
+            f"process {moved.pid}, QEMU {moved.old_version}: QEMU {moved.new_version} loads its "
+            f"guest by {moved.mechanism}; the guest went back{pause}"
         )
         return
     where = {

@@ -8,7 +8,7 @@ judging are the same for all of them and are done elsewhere.
 from __future__ import annotations
 
 from lab.base.errors import PreconditionError, UsageError
-from lab.mechanisms.base import Mechanism
+from lab.mechanisms.base import Asked, Mechanism
 from lab.mechanisms.localhost import Copy, Flip, FlipLate, Gift, Handover, localhost_block
 from lab.mechanisms.upstream import (
     CprExec,
@@ -25,6 +25,7 @@ from lab.vm.cmdline import Backing
 
 __all__ = [
     "MECHANISMS",
+    "Asked",
     "Copy",
     "CprExec",
     "CprTransfer",
@@ -39,6 +40,7 @@ __all__ = [
     "Precopy",
     "StopCopy",
     "backing",
+    "check_asked",
     "choose",
     "localhost_block",
     "named",
@@ -84,6 +86,16 @@ def backing(mechanism: Mechanism, pages: Pages) -> Backing:
             hint=f"take one of {able}, or leave out --pages",
         )
     return Backing.HUGETLB
+
+
+def check_asked(mechanism: Mechanism, asked: Asked) -> None:
+    """Raise PreconditionError for what the mechanism knows nothing of."""
+    if (asked.rehearse or asked.verify) and not mechanism.rehearses:
+        able = ", ".join(one.name for one in MECHANISMS if one.rehearses)
+        raise PreconditionError(
+            f"mechanism {mechanism.name} can be neither rehearsed nor verified",
+            hint=f"take one of {able}",
+        )
 
 
 def choose(name: str, old: Binary, new: Binary) -> Mechanism:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from lab.model import Block, Phases
@@ -14,6 +15,18 @@ from lab.vm.qemu import Qemu
 
 #: QEMU's default of 128 MiB/s would measure the limit, not the mechanism (bytes/s).
 BANDWIDTH = 2**40
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is asked of a move besides the mechanism.  Only those of the series know of it."""
+
+    #: How long the guest may stand still until it is given up (ms); None for QEMU's own default.
+    patience_ms: int | None = None
+    #: Go back when the new QEMU has loaded the device state.
+    rehearse: bool = False
+    #: Compare each page with the new QEMU's before the commit.
+    verify: bool = False
 
 
 class Mechanism(abc.ABC):
@@ -34,6 +47,8 @@ class Mechanism(abc.ABC):
     in_place: ClassVar[bool] = False
     #: Whether the guest resumes by itself.
     resumes: ClassVar[bool] = True
+    #: Whether it can be rehearsed, and verified (`Asked`).
+    rehearses: ClassVar[bool] = False
     old_capabilities: ClassVar[tuple[str, ...]] = ("events",)
     new_capabilities: ClassVar[tuple[str, ...]] = ("events",)
 
@@ -60,7 +75,7 @@ class Mechanism(abc.ABC):
         new.monitor.execute("migrate-incoming", {"uri": self.uri(new)})
 
     @abc.abstractmethod
-    def go(self, old: Qemu, new: Qemu) -> None:
+    def go(self, old: Qemu, new: Qemu, asked: Asked) -> None:
         """Start the move; returns while it is still going on."""
 
     def blocks(self, info: Mapping[str, Any], ram_bytes: int) -> list[Block]:

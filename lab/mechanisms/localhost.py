@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from lab.mechanisms.base import Mechanism, set_capabilities
+from lab.mechanisms.base import Asked, Mechanism, set_capabilities
 from lab.model import Block, Phases
 from lab.vm.binary import Binary
 from lab.vm.cmdline import Backing, Invocation
@@ -18,6 +18,7 @@ class Localhost(Mechanism):
 
     #: The best mechanism that is allowed, as localhost-migrate calls it.
     best: ClassVar[str]
+    rehearses = True
 
     def missing(self, old: Binary, new: Binary) -> str:
         for side, binary in (("old", old), ("new", new)):
@@ -40,10 +41,19 @@ class Localhost(Mechanism):
             "migrate-incoming", {"uri": f"localhost:{new.machine.sockets / 'migrate'}"}
         )
 
-    def go(self, old: Qemu, new: Qemu) -> None:
-        old.monitor.execute(
-            "localhost-migrate", {"uri": self.uri(new), "mode": "stop", "mechanism": self.best}
-        )
+    def go(self, old: Qemu, new: Qemu, asked: Asked) -> None:
+        old.monitor.execute("localhost-migrate", self.arguments(new, asked))
+
+    def arguments(self, new: Qemu, asked: Asked) -> dict[str, Any]:
+        """Return the arguments of localhost-migrate."""
+        wanted: dict[str, Any] = {"uri": self.uri(new), "mechanism": self.best}
+        if asked.patience_ms is not None:
+            wanted["pause-timeout"] = asked.patience_ms
+        if asked.rehearse:
+            wanted["rehearse"] = True
+        if asked.verify:
+            wanted["x-verify"] = True
+        return wanted
 
     def blocks(self, info: Mapping[str, Any], ram_bytes: int) -> list[Block]:
         return [localhost_block(block) for block in info.get("localhost", {}).get("blocks", [])]
@@ -55,10 +65,13 @@ class Localhost(Mechanism):
             return told[name] / 1e3 if name in told else None
 
         return Phases(
+            drain=ms("drain-us"),
+            fork=ms("fork-us"),
             new_start=ms("start-us") or new_start_ms,
             handshake=ms("handshake-us"),
             stop=ms("stop-us"),
             save=ms("device-save-us"),
+            changes=ms("changes-us"),
             load=ms("device-load-us"),
             move=ms("push-us"),
         )
@@ -133,19 +146,14 @@ class Flip(Localhost):
         for descriptor in new.machine.descriptors:
             old.monitor.give(_name(descriptor), descriptor)
 
-    def go(self, old: Qemu, new: Qemu) -> None:
+    def arguments(self, new: Qemu, asked: Asked) -> dict[str, Any]:
         given = [{"name": _name(fd), "fd": fd} for fd in new.machine.descriptors]
-        old.monitor.execute(
-            "localhost-migrate",
-            {
-                "uri": self.uri(new),
-                "mode": "stop",
-                "mechanism": self.best,
-                "exec": new.machine.argv(),
-                "early-start": self.early,
-                **({"fds": given} if given else {}),
-            },
-        )
+        return {
+            **super().arguments(new, asked),
+            "exec": new.machine.argv(),
+            "early-start": self.early,
+            **({"fds": given} if given else {}),
+        }
 
 
 class FlipLate(Flip):

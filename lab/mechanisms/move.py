@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 from lab.base.deadline import Deadline, DeadlineError
 from lab.base.errors import CannotTellError
 from lab.measure.downtime import Window
-from lab.mechanisms import Mechanism
+from lab.mechanisms import Asked, Mechanism
 from lab.model import Outcome
 from lab.vm.monitor import MonitorError, QmpError
 from lab.vm.qemu import Qemu, VmDiedError, VmFactory
@@ -78,6 +78,7 @@ def move(
     old: Q,
     new: Q,
     mechanism: Mechanism,
+    asked: Asked,
     interfere: Interfere[Q] | None = None,
 ) -> Move[Q]:
     """Move the guest of `old` to `new`, which has just been started.
@@ -94,7 +95,7 @@ def move(
         mechanism.prepare(old, new)
         old.read_cpu()
         start_ns = time.monotonic_ns()
-        mechanism.go(old, new)
+        mechanism.go(old, new, asked)
         if interfere:
             interfere(old, new)
         if not mechanism.monitor_first:
@@ -113,7 +114,10 @@ def move(
     if outcome is Outcome.LOST and not failure and not new.dead:
         said = "; ".join(filter(None, (new.said(), old.said())))
         failure = f"the new QEMU has the guest, which is {new.state()} there; its output: {said}"
-    return Move(new, window, outcome, failure, new_start_ms, _migrate_info(old))
+    info = _migrate_info(old)
+    if outcome is Outcome.ROLLED_BACK and info.get("localhost", {}).get("rehearsed"):
+        outcome, failure = Outcome.REHEARSED, ""
+    return Move(new, window, outcome, failure, new_start_ms, info)
 
 
 def _reach(factory: VmFactory, new: Qemu) -> None:

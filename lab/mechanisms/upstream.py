@@ -8,7 +8,7 @@ from typing import Any
 
 from lab.base.deadline import Deadline
 from lab.host import facts
-from lab.mechanisms.base import BANDWIDTH, Mechanism, set_capabilities
+from lab.mechanisms.base import BANDWIDTH, Asked, Mechanism, set_capabilities
 from lab.model import Block
 from lab.vm.binary import Binary
 from lab.vm.cmdline import Backing, Invocation, cpr_channel
@@ -25,7 +25,7 @@ class Precopy(Mechanism):
     doubles = True
     pool = True
 
-    def go(self, old: Qemu, new: Qemu) -> None:
+    def go(self, old: Qemu, new: Qemu, asked: Asked) -> None:
         old.monitor.execute("migrate", {"uri": self.uri(new)})
 
 
@@ -46,7 +46,7 @@ class StopCopy(Mechanism):
     doubles = True
     resumes = False
 
-    def go(self, old: Qemu, new: Qemu) -> None:
+    def go(self, old: Qemu, new: Qemu, asked: Asked) -> None:
         old.monitor.execute("stop")
         old.monitor.execute("migrate", {"uri": self.uri(new)})
 
@@ -59,7 +59,7 @@ class Postcopy(Mechanism):
     old_capabilities = ("events", "postcopy-ram", "release-ram")
     new_capabilities = ("events", "postcopy-ram")
 
-    def go(self, old: Qemu, new: Qemu) -> None:
+    def go(self, old: Qemu, new: Qemu, asked: Asked) -> None:
         old.monitor.execute("migrate", {"uri": self.uri(new)})
         old.monitor.wait_for(
             lambda event: (
@@ -112,7 +112,7 @@ class CprTransfer(Cpr):
             if new.machine.sockets / "cpr" in facts.listening_sockets():
                 return
 
-    def go(self, old: Qemu, new: Qemu) -> None:
+    def go(self, old: Qemu, new: Qemu, asked: Asked) -> None:
         channels = [
             {
                 "channel-type": kind,
@@ -140,7 +140,7 @@ class CprExec(Cpr):
     def prepare(self, old: Qemu, new: Qemu) -> None:
         self.set_mode(old, **{"cpr-exec-command": new.machine.argv()})
 
-    def go(self, old: Qemu, new: Qemu) -> None:
+    def go(self, old: Qemu, new: Qemu, asked: Asked) -> None:
         old.monitor.execute("migrate", {"uri": f"file:{new.machine.sockets / 'state'}"})
 
 
@@ -153,7 +153,7 @@ class IgnoreShared(Mechanism):
     old_capabilities = ("events", "x-ignore-shared")
     new_capabilities = ("events", "x-ignore-shared")
 
-    def go(self, old: Qemu, new: Qemu) -> None:
+    def go(self, old: Qemu, new: Qemu, asked: Asked) -> None:
         old.monitor.execute("migrate", {"uri": self.uri(new)})
 
     def blocks(self, info: Mapping[str, Any], ram_bytes: int) -> list[Block]:

@@ -307,6 +307,11 @@ def _outcome(result: Result) -> str:
     pair = f"from QEMU {old} to {new}" if old != new else f"from one QEMU {old} to another"
     if result.outcome is Outcome.ROLLED_BACK:
         return f"{name} did not move the guest, which still runs under the old QEMU ({old})"
+    if result.outcome is Outcome.REHEARSED:
+        return (
+            f"{name} rehearsed the upgrade {pair}: the new QEMU loads the guest, which runs on "
+            "under the old one"
+        )
     if result.outcome is Outcome.LOST:
         return f"{name} lost the guest: neither QEMU runs it"
     if result.outcome is Outcome.DOUBLED:

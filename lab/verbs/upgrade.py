@@ -16,7 +16,8 @@ from lab.base.layout import Layout
 from lab.base.progress import note
 from lab.base.record import as_json, as_json_list
 from lab.live import look, move
-from lab.model import Outcome, VerdictKind
+from lab.mechanisms import Asked
+from lab.model import VerdictKind
 from lab.options import UpgradeOptions
 from lab.pipeline import upgrade_once
 from lab.report import screen
@@ -45,14 +46,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(given: argparse.Namespace) -> int:
-    """Do what ``pageflip upgrade`` says."""
+def run(given: argparse.Namespace, *, rehearse: bool = False) -> int:
+    """Do what ``pageflip upgrade`` says, or ``pageflip rehearse``."""
     if given.pid:
-        return _running(given)
+        return _running(given, Asked(rehearse=rehearse))
     if given.dry_run or given.at_once != 1:
         raise UsageError("--dry-run and --at-once are for running QEMUs", "name one with --pid")
     wanted = options.parse(given)
-    result = upgrade_once(Layout.default().into(given.out), wanted)
+    result = upgrade_once(Layout.default().into(given.out), wanted, rehearse=rehearse)
     if given.json:
         sys.stdout.write(as_json(result))
     else:
@@ -80,17 +81,18 @@ def _check_different(names: Sequence[str]) -> None:
         seen[pid] = name
 
 
-def _running(given: argparse.Namespace) -> int:
-    """Do what ``pageflip upgrade --pid`` says."""
+def _running(given: argparse.Namespace, asked: Asked) -> int:
+    """Do what ``pageflip upgrade --pid`` says, or ``pageflip rehearse --pid``."""
     _check_options(given)
     _check_different(given.pid)
     layout = Layout.default().into(given.out)
     new = binary.binary_of(layout, given.new)
-    plans = [move.plan(what, new, given.mechanism) for what in given.pid]
+    plans = [move.plan(what, new, given.mechanism, asked) for what in given.pid]
     if given.dry_run:
         for one in plans:
             show_ways(one.seen, Console(highlight=False))
-            note(f"process {one.found.pid} would be upgraded by {one.mechanism.name}")
+            what = "rehearsed" if asked.rehearse else "upgraded"
+            note(f"process {one.found.pid} would be {what} by {one.mechanism.name}")
         note("nothing was changed")
         return ExitCode.PASS
     moved = move.Mover(layout).all(plans, given.at_once)
@@ -98,5 +100,5 @@ def _running(given: argparse.Namespace) -> int:
         sys.stdout.write(as_json_list(moved))
     if len(moved) < len(plans):
         note(f"{len(plans) - len(moved)} of {len(plans)} were not started, and are unchanged")
-    upgraded = [one for one in moved if one.outcome is Outcome.UPGRADED]
-    return ExitCode.PASS if len(upgraded) == len(plans) else ExitCode.FAIL
+    done = [one for one in moved if one.outcome in move.SUCCESS]
+    return ExitCode.PASS if len(done) == len(plans) else ExitCode.FAIL

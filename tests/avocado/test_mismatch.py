@@ -223,9 +223,9 @@ class Mismatch(Upgrading, avocado.Test):
                 self.sockets = new.machine.sockets
                 Relay(self.sockets / "relay", self.sockets / "migrate", spoil)
 
-            def go(self, old: Vm, new: Vm) -> None:
+            def go(self, old: Vm, new: Vm, asked: mechanisms.Asked) -> None:
                 with mock.patch.object(self, "uri", lambda _: f"unix:{self.sockets / 'relay'}"):
-                    super().go(old, new)
+                    super().go(old, new, asked)
 
         with mock.patch.object(mechanisms, "MECHANISMS", (*mechanisms.MECHANISMS, Relayed())):
             return self.upgrade("relayed", _RATIO)

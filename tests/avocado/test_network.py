@@ -10,7 +10,7 @@ import avocado
 from upgrading import SECOND_QEMU, Upgrading, kill_new
 
 from lab.base.deadline import Deadline
-from lab.mechanisms.upstream import Precopy
+from lab.mechanisms import Asked, Precopy
 from lab.model import Findings, Outcome, Result, VerdictKind
 from lab.vm.qemu import Vm
 
@@ -69,12 +69,14 @@ class Network(Upgrading, avocado.Test):
             ("close", "the TCP connection"),  # closed, or reset with bytes unread
         ):
 
-            def damage_and_go(mechanism: Precopy, old: Vm, new: Vm, mode: str = mode) -> None:
+            def damage_and_go(
+                mechanism: Precopy, old: Vm, new: Vm, asked: Asked, mode: str = mode
+            ) -> None:
                 # Asked any later, a guest on a busy host may be the new QEMU's already, and its
                 # answer comes from there.
                 deadline = Deadline.after(30, "the guest damages its answers")
                 old.control.call("echo_damage", deadline, mode=mode)
-                _GO(mechanism, old, new)
+                _GO(mechanism, old, new, asked)
 
             with mock.patch.object(Precopy, "go", damage_and_go):
                 result = self.upgrade("precopy", 2.3, workload="network")

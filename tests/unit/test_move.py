@@ -18,7 +18,7 @@ from lab import pipeline
 from lab.base.deadline import Deadline, DeadlineError
 from lab.base.errors import CannotTellError
 from lab.measure.downtime import Window
-from lab.mechanisms import CprExec, Flip, FlipLate, Precopy, StopCopy
+from lab.mechanisms import Asked, CprExec, Flip, FlipLate, Precopy, StopCopy
 from lab.mechanisms.move import Move, move
 from lab.model import Outcome
 from lab.vm.agent import AgentError
@@ -106,7 +106,8 @@ class Pair:
             self.qemu[side].event("MIGRATION", status=self.ends)
 
     def move(self, mechanism: Any = None, interfere: Any = None) -> Move[Vm]:
-        return move(self.factory, self.vm["old"], self.vm["new"], mechanism or Precopy(), interfere)
+        old, new = self.vm["old"], self.vm["new"]
+        return move(self.factory, old, new, mechanism or Precopy(), Asked(), interfere)
 
 
 @pytest.fixture
