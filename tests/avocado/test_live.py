@@ -153,6 +153,24 @@ class Live(avocado.Test):
             again = live.plan(str(one.qmp), self.new, "auto")
             self.assertEqual(again.found.pid, moved.new_pid)
 
+    def test_rehearsed(self) -> None:
+        """The new QEMU loads the guest, which then goes on where it was, whole."""
+        for mechanism in ("flip", "flip-late"):
+            with self.by_hand() as one:
+                wanted = live.plan(
+                    str(one.vm.pid), self.new, mechanism, mechanisms.Asked(rehearse=True)
+                )
+                (moved,) = Mover(self.layout).all([wanted], 1)
+                self.assertEqual((moved.outcome, moved.failure), (Outcome.REHEARSED, ""))
+                there = look.look(str(one.qmp))
+                self.assertEqual((there.pid, there.state), (one.vm.pid, "running"))
+                report = integrity.check(one.vm.control, self.touched)
+                self.assertEqual(report.status["bad_pages"], 0, report)
+                self.assertEqual(report.full_pass["pages_checked"] * 4096, self.touched)
+                self.nothing_beside(one)
+                with self.assertRaises(PreconditionError):
+                    live.plan(str(one.vm.pid), self.new, "precopy", mechanisms.Asked(rehearse=True))
+
     def test_shared(self) -> None:
         """Memory with share=on: the lab starts the new QEMU, and leaves it there."""
         with self.by_hand(backing=Backing.MEMFD) as one:
