@@ -14,6 +14,8 @@ from lab.base.layout import abandoned, held
 from lab.base.process import Foreign
 
 _CGROUP = Path("/sys/fs/cgroup")
+#: What version 1 says for no limit is a little less than this (bytes).
+_UNLIMITED = 2**62
 
 
 def cgroup_version() -> str:
@@ -98,6 +100,43 @@ class MemoryGroup:
 def groups_directory() -> Path:
     """Return where the memory groups of this host are."""
     return _CGROUP / "memory" if cgroup_version() == "v1" else _CGROUP
+
+
+def headroom(pid: int, base: Path | None = None, told: str | None = None) -> int | None:
+    """Return how much more memory a process's groups let it use (bytes); None for no limit.
+
+    The memory group of the process and all above it count, each with all of its members.  `base`
+    is where the groups are, and `told` the process's /proc/PID/cgroup (cgroups(7)), for tests.
+    """
+    base = base or groups_directory()
+    if told is None:
+        try:
+            told = Path(f"/proc/{pid}/cgroup").read_text(encoding="utf-8")
+        except OSError:
+            return None
+    found = [
+        path
+        for number, controllers, path in (line.split(":", 2) for line in told.splitlines())
+        if "memory" in controllers.split(",") or (number, controllers) == ("0", "")
+    ]
+    if not found:
+        return None
+    group = base / found[0].lstrip("/")
+    rooms = [_room(one) for one in (group, *group.parents) if one.is_relative_to(base)]
+    return min((room for room in rooms if room is not None), default=None)
+
+
+def _room(group: Path) -> int | None:
+    """Return how much more a single group lets its members use; None for no limit."""
+    for limit, usage in (
+        ("memory.max", "memory.current"),
+        ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+    ):
+        with suppress(OSError, ValueError):  # "max" is no limit, and no number
+            allowed = int((group / limit).read_text(encoding="ascii"))
+            used = int((group / usage).read_text(encoding="ascii"))
+            return None if allowed >= _UNLIMITED else max(allowed - used, 0)
+    return None
 
 
 def _kill_members(group: Path) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from lab.host import cgroup
 from lab.mechanisms.base import Asked, Mechanism, set_capabilities
 from lab.model import Block, Phases
 from lab.vm.binary import Binary
@@ -42,9 +43,9 @@ class Localhost(Mechanism):
         )
 
     def go(self, old: Qemu, new: Qemu, asked: Asked) -> None:
-        old.monitor.execute("localhost-migrate", self.arguments(new, asked))
+        old.monitor.execute("localhost-migrate", self.arguments(old, new, asked))
 
-    def arguments(self, new: Qemu, asked: Asked) -> dict[str, Any]:
+    def arguments(self, old: Qemu, new: Qemu, asked: Asked) -> dict[str, Any]:
         """Return the arguments of localhost-migrate."""
         wanted: dict[str, Any] = {"uri": self.uri(new), "mechanism": self.best}
         if asked.patience_ms is not None:
@@ -115,6 +116,14 @@ class Handover(Localhost):
     backing = Backing.MEMFD
 
 
+#: The least that QEMU lets a guest change while the new one starts, unless told (bytes).
+_MAX_CHANGED = 128 * 2**20
+#: Of what a memory group has left, changes may take one of so many parts.  Most of it is for the
+#: new QEMU itself: if that is killed for want of memory, what it had alone is free at once, but
+#: what the guest changed is so only when the kernel has split its huge pages.
+_SHARE = 4
+
+
 def _name(descriptor: int) -> str:
     """Return the name that the old QEMU knows a descriptor by that is for the new one."""
     return f"pageflip-{descriptor}"
@@ -146,14 +155,19 @@ class Flip(Localhost):
         for descriptor in new.machine.descriptors:
             old.monitor.give(_name(descriptor), descriptor)
 
-    def arguments(self, new: Qemu, asked: Asked) -> dict[str, Any]:
+    def arguments(self, old: Qemu, new: Qemu, asked: Asked) -> dict[str, Any]:
         given = [{"name": _name(fd), "fd": fd} for fd in new.machine.descriptors]
-        return {
-            **super().arguments(new, asked),
+        room = cgroup.headroom(old.pid)
+        wanted = {
+            **super().arguments(old, new, asked),
             "exec": new.machine.argv(),
             "early-start": self.early,
-            **({"fds": given} if given else {}),
         }
+        if given:
+            wanted["fds"] = given
+        if room is not None and room // _SHARE < _MAX_CHANGED:
+            wanted["max-changed"] = max(room // _SHARE, 1)
+        return wanted
 
 
 class FlipLate(Flip):

@@ -122,3 +122,34 @@ def test_only_what_is_in_a_group_is_ended(tmp_path: Path, monkeypatch: pytest.Mo
         assert goes.wait(10) == -9
         assert stays.poll() is None
         stays.kill()
+
+
+def test_the_headroom_is_that_of_the_tightest_group(tmp_path: Path) -> None:
+    """Of the process's group and all above it, with all their members."""
+    inner = tmp_path / "outer" / "inner"
+    inner.mkdir(parents=True)
+    for group, limit, used in (
+        (tmp_path, "max", 500),
+        (inner.parent, "1000", 700),
+        (inner, "max", 100),
+    ):
+        (group / "memory.max").write_text(f"{limit}\n", encoding="ascii")
+        (group / "memory.current").write_text(f"{used}\n", encoding="ascii")
+    assert cgroup.headroom(1, tmp_path, "0::/outer/inner\n") == 300
+    (inner / "memory.max").write_text("150\n", encoding="ascii")
+    assert cgroup.headroom(1, tmp_path, "0::/outer/inner\n") == 50
+    (inner / "memory.current").write_text("200\n", encoding="ascii")
+    assert cgroup.headroom(1, tmp_path, "0::/outer/inner\n") == 0
+
+
+def test_no_limit_is_no_headroom(tmp_path: Path) -> None:
+    """Version 1 has a number for that; and some processes are in no memory group."""
+    for name, value in (
+        ("memory.limit_in_bytes", 9223372036854771712),
+        ("memory.usage_in_bytes", 5),
+    ):
+        (tmp_path / name).write_text(f"{value}\n", encoding="ascii")
+    assert cgroup.headroom(1, tmp_path, "3:cpu,memory:/\n2:pids:/\n") is None
+    (tmp_path / "memory.limit_in_bytes").write_text("9\n", encoding="ascii")
+    assert cgroup.headroom(1, tmp_path, "3:cpu,memory:/\n2:pids:/\n") == 4
+    assert cgroup.headroom(1, tmp_path, "2:pids:/\n") is None
