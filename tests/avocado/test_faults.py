@@ -16,7 +16,7 @@ from typing import Any
 from unittest import mock
 
 import avocado
-from upgrading import SECOND_QEMU, Upgrading, kill_new
+from upgrading import SECOND_QEMU, Upgrading, kill_new, stop_new
 
 from lab import mechanisms
 from lab.base.deadline import Deadline
@@ -51,14 +51,6 @@ def _and_cancel(
     return first
 
 
-def _stop_new(_old: Vm, new: Vm) -> None:
-    """Stop the new QEMU as soon as it is there."""
-    for _ in Deadline.after(30, "the new QEMU is there").poll(0.001):
-        if new.pid:
-            os.kill(new.pid, signal.SIGSTOP)
-            return
-
-
 def _slow_new(_old: Vm, new: Vm) -> None:
     """Let the new QEMU have a processor only now and then for two seconds."""
     for _ in range(40):
@@ -88,11 +80,11 @@ class Faults(Upgrading, avocado.Test):
 
     def test_new_stopped(self) -> None:
         """A new QEMU that does nothing at all is given up after the command's time (30 s)."""
-        self.rolled_back("flip", _stop_new, "within 30000 ms", dirty_rate="0")
+        self.rolled_back("flip", stop_new, "within 30000 ms", dirty_rate="0")
 
     def test_new_stopped_while_the_guest_writes(self) -> None:
         """It is given up when the guest has changed more than is good for the host's memory."""
-        self.rolled_back("flip", _stop_new, "max-changed", dirty_rate="100M", ram="512M")
+        self.rolled_back("flip", stop_new, "max-changed", dirty_rate="100M", ram="512M")
 
     def test_new_bad_in_a_small_group(self) -> None:
         """Both QEMUs may use a tenth more than the old one did: a new one costs no guest.
@@ -105,7 +97,7 @@ class Faults(Upgrading, avocado.Test):
             group.limit(group.current() * 11 // 10)
 
         for number in range(int(self.params.get("rounds", default=3))):
-            bad = (_stop_new, kill_new, _slow_new)[number % 3]
+            bad = (stop_new, kill_new, _slow_new)[number % 3]
             with self.just_before(mechanisms.Flip, limit) as mechanism:
                 result = self.upgrade(mechanism, 2.3, bad, dirty_rate="100M", ram="512M")
             self.assertIn(result.outcome, {Outcome.ROLLED_BACK, Outcome.UPGRADED}, number)

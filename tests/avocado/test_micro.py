@@ -6,10 +6,10 @@ limit_pause_ms (120000: a guest that is stuck).
 """
 
 import avocado
-from upgrading import SECOND_QEMU, Upgrading
+from upgrading import SECOND_QEMU, Upgrading, kill_new, stop_new
 
 from lab.base.deadline import Deadline
-from lab.model import VerdictKind
+from lab.model import Outcome, Result, VerdictKind
 from lab.vm.qemu import Vm
 
 MODES = ("flip", "zero", "stale", "swap", "table")
@@ -25,9 +25,36 @@ class Micro(Upgrading, avocado.Test):
 
     def test_flip(self) -> None:
         """Private memory stays where it is, under KVM where that runs this guest."""
-        result = self.passes("flip", 1 + SECOND_QEMU)
+        result = self.passes("flip", 1 + SECOND_QEMU, verify=True)
         self.assertGreater(self.moved(result, "flipped_bytes"), 0.9 * result.ram_bytes)
         self.assertEqual(result.integrity.heartbeats_lost, 0)
+
+    def test_flip_late(self) -> None:
+        """The same of a guest that stands still from before the fork."""
+        result = self.passes("flip-late", 1 + SECOND_QEMU, verify=True)
+        self.assertEqual(self.moved(result, "copied_bytes"), 0)
+
+    def test_handover(self) -> None:
+        """Shared memory, which both QEMUs map."""
+        result = self.passes("handover", 1 + SECOND_QEMU, verify=True)
+        self.assertGreater(self.moved(result, "handed_over_bytes"), 0.9 * result.ram_bytes)
+
+    def test_new_qemu_killed(self) -> None:
+        """Whatever becomes of the new QEMU: the guest goes on where it was."""
+        for mechanism in ("flip", "flip-late", "gift"):
+            self.rolled_back(self.upgrade(mechanism, 2.3, kill_new))
+
+    def test_new_qemu_hangs(self) -> None:
+        """It is given up when the guest has changed too much."""
+        result = self.upgrade("flip", 2.3, stop_new, dirty_rate="200M")
+        self.rolled_back(result)
+        self.assertIn("max-changed", " ".join(result.reasons))
+
+    def rolled_back(self, result: Result) -> None:
+        """Assert that the guest runs under the old QEMU and lacks nothing."""
+        self.assertEqual(result.outcome, Outcome.ROLLED_BACK, result.reasons)
+        self.assertEqual(result.integrity.bad_pages, 0)
+        self.assertGreaterEqual(result.integrity.pages_checked_after, result.integrity.pages_total)
 
     def test_gift(self) -> None:
         """The pipe: memory does not double, and the counters say gifted."""
