@@ -21,8 +21,8 @@ _PIDFD_GETFD = 438
 class Aside:
     """Files that both QEMUs have by the same name.
 
-    A QEMU makes its sockets anew over whatever has their names, locks its pid file, and removes
-    all of them when it ends, whoever made them.  So the old one's get other names first; they are
+    A QEMU makes its sockets anew over whatever has their names, locks its pid file, and, without
+    the series, removes all of them when it ends, whoever made them.  So the old one's get other names first; they are
     as good as before by these.  They get theirs back if the guest stays, and if it moves, the new
     one's are kept from the old one's end.
     """
@@ -60,7 +60,10 @@ class Aside:
         for path in self._paths:
             with suppress(FileNotFoundError):
                 _beside(path, _NEW if self._kept else _OLD).replace(path)
-            _beside(path, _OLD).unlink(missing_ok=True)
+            # Of two names for one file, which it is if the old QEMU left it alone, rename(2) leaves
+            # both.
+            for suffix in (_OLD, _NEW):
+                _beside(path, suffix).unlink(missing_ok=True)
 
 
 def _beside(path: Path, suffix: str) -> Path:

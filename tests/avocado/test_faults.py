@@ -185,14 +185,17 @@ class Faults(Upgrading, avocado.Test):
             self.rolled_back(mechanism, None, "")
 
     def test_no_memory(self) -> None:
-        """There is 1 MiB left in their memory group: the kernel kills the new QEMU."""
+        """Their memory group has room for a fork, and none for a new QEMU: that one is killed.
+
+        With less, the fork itself is too much, and there is only one QEMU to be killed.
+        """
 
         def squeeze(old: Vm) -> None:
             group = _group_of(old)
-            group.limit(group.current() + (1 << 20))
+            group.limit(group.current() + (16 << 20))
 
         with self.just_before(mechanisms.Flip, squeeze) as mechanism:
-            self.rolled_back(mechanism, None, "killed by signal 9")
+            self.rolled_back(mechanism, None, "", dirty_rate="1M")
 
     def rolled_back(
         self,
