@@ -22,9 +22,9 @@ class Aside:
     """Files that both QEMUs have by the same name.
 
     A QEMU makes its sockets anew over whatever has their names, locks its pid file, and, without
-    the series, removes all of them when it ends, whoever made them.  So the old one's get other names first; they are
-    as good as before by these.  They get theirs back if the guest stays, and if it moves, the new
-    one's are kept from the old one's end.
+    the series, removes all of them when it ends, whoever made them.  So the old one's get other
+    names first; they are as good as before by these.  They get theirs back if the guest stays, and
+    if it moves, the new one's are kept from the old one's end.
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
