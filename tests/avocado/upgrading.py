@@ -6,16 +6,21 @@ A mixin: avocado finds tests without importing them, by classes that name avocad
 
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 from lab import options, pipeline
 from lab.base.deadline import Deadline
 from lab.base.errors import PreconditionError
 from lab.base.layout import Layout
 from lab.base.record import as_json
+from lab.mechanisms import Asked, Flip
 from lab.mechanisms.move import Interfere
 from lab.model import Outcome, Result
-from lab.vm.qemu import Vm
+from lab.vm.qemu import Qemu, Vm
 
 #: What the second QEMU itself needs, as a share of a guest of 1 GiB, and the noise of a busy host.
 SECOND_QEMU = 0.15
@@ -39,6 +44,18 @@ def stop_new(_old: Vm, new: Vm) -> None:
         if new.pid:
             os.kill(new.pid, signal.SIGSTOP)
             return
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """Let flip wait, with the new QEMU ready and the guest running, for somebody to say go on."""
+    arguments = Flip.arguments
+
+    def with_hold(self: Flip, old: Qemu, new: Qemu, asked: Asked) -> dict[str, Any]:
+        return {**arguments(self, old, new, asked), "hold": True}
+
+    with mock.patch.object(Flip, "arguments", with_hold):
+        yield
 
 
 class Upgrading:
