@@ -25,7 +25,7 @@ from lab.host import facts
 from lab.measure import downtime, integrity, memory
 from lab.measure.timeline import Timeline, brownout, timeline
 from lab.mechanisms.move import Interfere, Move, move
-from lab.model import Findings, Integrity, Outcome, Pages, Pause, Result
+from lab.model import Findings, Integrity, Pages, Pause, Result
 from lab.options import UpgradeOptions
 from lab.stage import Stage, staged
 from lab.verdict import Observation, judge
@@ -203,9 +203,8 @@ def measure(stage: Stage, old: Vm, checked: Checked, used: memory.Used) -> Measu
     moved = checked.moved
     if moved.survivor_is_new:
         used = used.with_huge_pages(moved.new.pid, stage.options.ram_bytes)
-    beats, events = (old.heart.beats, moved.new.heart.beats), (old.events, moved.new.events)
-    if moved.outcome is Outcome.REHEARSED:
-        events = old.events, old.events
+    beats = old.heart.beats, moved.new.heart.beats
+    events = old.events, moved.resumed(old).events
     readings = used.start_ns, used.samples
     seen = Measured(
         accel=old.machine.accel,

@@ -232,9 +232,7 @@ def _move(start: VmFactory, plan: Plan, old: Qemu, new: Qemu, record: Record) ->
         old_version=plan.seen.version,
         new_version=plan.seen.new_version,
         monitor=str(plan.found.monitor),
-        pause_ms=downtime.qmp_pause_ms(
-            old.events, old.events if moved.outcome is Outcome.REHEARSED else new.events
-        ),
+        pause_ms=downtime.qmp_pause_ms(old.events, moved.resumed(old).events),
         total_ms=moved.window.ms,
         memory_ratio=used.ratio if used.samples > 1 else None,
         run_directory=str(record.directory),

@@ -55,6 +55,10 @@ class Move(Generic[Q]):
             return None
         return self.new if self.survivor_is_new else old
 
+    def resumed(self, old: Q) -> Q:
+        """Return the QEMU whose RESUME ends the pause: after a rehearsal, the old one."""
+        return old if self.outcome is Outcome.REHEARSED else self.new
+
     def lost(self, why: str) -> Move[Q]:
         """Return the same of a guest that no longer answers, although its QEMU runs it."""
         failure = "; ".join(filter(None, (self.failure, why)))
