@@ -40,7 +40,7 @@ class Kernel(threading.Thread):
         self.done: Counter[int] = Counter()
 
     def run(self) -> None:
-        """Do so for the given time, or until the process ends."""
+        """Do so for the given time."""
         libc = ctypes.CDLL(None, use_errno=True)
         start, length = _largest_mapping(self._pid)
         process, until = os.pidfd_open(self._pid), time.monotonic() + self._seconds

@@ -50,6 +50,7 @@ class Micro(Upgrading, avocado.Test):
             result = self.upgrade("flip", 2.3, dirty_rate="200M")
         self.rolled_back(result)
         self.assertIn("max-changed", " ".join(result.reasons))
+        self.assertIsNone(result.pause_ms.before_stop)  # there was no STOP
 
     def rolled_back(self, result: Result) -> None:
         """Assert that the guest runs under the old QEMU and lacks nothing."""
