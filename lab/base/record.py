@@ -5,12 +5,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lab.base.files import write_whole
+from lab.base.progress import note_once
 from lab.model import Model, Result, VerdictKind
 
 #: A failed run's directory in one file.
@@ -27,8 +31,11 @@ class Record:
     def write(self, name: str, content: Any) -> None:
         """Keep a stage's record."""
         self.stage += 1
-        text = json.dumps(content, indent=2, default=_plain) + "\n"
-        (self.directory / f"{self.stage}-{name}.json").write_text(text, encoding="utf-8")
+        self.keep(f"{self.stage}-{name}.json", json.dumps(content, indent=2, default=_plain) + "\n")
+
+    def keep(self, name: str, text: str) -> None:
+        """Write a file of the run directory, such that a reader finds all of it or none."""
+        write_whole(self.directory / name, text)
 
     def finish(self, result: Result) -> None:
         """Keep the result; of one that is not pass, all there is in one file to pass on."""
@@ -43,6 +50,62 @@ class Record:
         with tarfile.open(self.directory / BUNDLE, "w:gz") as bundle:
             for file in files:
                 bundle.add(file, f"{self.directory.name}/{file.name}")
+
+
+class Spare(Record):
+    """The record of an upgrade of somebody else's guest, which must not depend on it."""
+
+    def keep(self, name: str, text: str) -> None:
+        """Write a file of the run directory, or say that it could not be written."""
+        with forgiven(self.directory):
+            super().keep(name, text)
+
+    def log(self, name: str) -> Path:
+        """Return a file for a process's output, which goes nowhere when it cannot be made."""
+        path = self.directory / name
+        with forgiven(self.directory):
+            path.touch()
+            return path
+        return Path(os.devnull)
+
+
+class Lines:
+    """A file in the run directory that lines are added to; see `forgiven`."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._descriptor = -1
+        with forgiven(path.parent):
+            self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC)
+
+    def add(self, text: str) -> None:
+        """Add a line; after an error, or when it is closed, there is none to come."""
+        if self._descriptor < 0:
+            return
+        try:
+            os.write(self._descriptor, f"{text}\n".encode())
+        except OSError as error:
+            _incomplete(self._path.parent, error)
+            self.close()
+
+    def close(self) -> None:
+        """Close the file; nothing is left to be written."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
+@contextmanager
+def forgiven(directory: Path) -> Iterator[None]:
+    """Say so, once, when something cannot be written in `directory`: a note, and no error."""
+    try:
+        yield
+    except OSError as error:
+        _incomplete(directory, error)
+
+
+def _incomplete(directory: Path, error: OSError) -> None:
+    note_once(f"the records in {directory} are not complete: {error.strerror}")
 
 
 def as_json(result: Result) -> str:

@@ -21,10 +21,9 @@ from lab import mechanisms
 from lab.base import process
 from lab.base.deadline import Deadline, DeadlineError
 from lab.base.errors import CannotTellError, LabError, PreconditionError
-from lab.base.files import write_whole
 from lab.base.layout import Layout, socket_directory
 from lab.base.progress import note
-from lab.base.record import Record
+from lab.base.record import Spare
 from lab.live import aside, look, preflight
 from lab.live.look import Running
 from lab.live.preflight import Preflight
@@ -144,7 +143,7 @@ class Mover:
     def one(self, plan: Plan) -> Moved:
         """Upgrade one, and leave whoever has the guest then in peace."""
         found, made = plan.found, plan.successor
-        record = Record(self._layout.new_run("live-"))
+        record = Spare(self._layout.new_run("live-"))
         record.write("preflight", plan.seen.model_dump(mode="json"))
         with ExitStack() as stack:
             sockets = stack.enter_context(socket_directory())
@@ -166,7 +165,8 @@ class Mover:
                 files.keep()
                 _quit(old)
             elif result.outcome in {Outcome.ROLLED_BACK, Outcome.REHEARSED}:
-                _wait_ended(new)
+                if plan.mechanism.inherits and new.pid:  # by the old one: others are ended by us
+                    _wait_ended(new)
             else:
                 keep()
                 files.leave()
@@ -177,10 +177,10 @@ class Mover:
 
 @contextmanager
 def _successor(
-    plan: Plan, record: Record, sockets: Path, taps: Sequence[int]
+    plan: Plan, record: Spare, sockets: Path, taps: Sequence[int]
 ) -> Iterator[tuple[Qemu, Callable[[], None]]]:
     """Have the new QEMU, or the promise of one, and what is called for it to stay."""
-    found, log = plan.found, record.directory / "new.log"
+    found = plan.found
     command = CommandLine(
         tuple(plan.successor.with_descriptors(taps)), sockets, found.monitor, tuple(taps)
     )
@@ -188,8 +188,10 @@ def _successor(
     record.write("new", {"argv": command.argv()})
     if plan.mechanism.inherits:
         helpers = set(process.children(found.pid))
-        yield Qemu("new", command, process.ChildOf(found.pid, helpers), log), lambda: None
+        promised = process.ChildOf(found.pid, helpers)
+        yield Qemu("new", command, promised, record.directory / "new.log"), lambda: None
         return
+    log = record.log("new.log")
     argv = [*_as_user(found.pid), *command.argv()]
     umask = int(_status(found.pid, "Umask"), base=8)
     with process.lent(argv, log=log, cwd=found.cwd, umask=umask) as lent:
@@ -217,7 +219,7 @@ def _as_user(pid: int) -> list[str]:
     return ["setpriv", "--reuid", str(user), "--regid", str(group), *more, "--"]
 
 
-def _move(start: VmFactory, plan: Plan, old: Qemu, new: Qemu, record: Record) -> Moved:
+def _move(start: VmFactory, plan: Plan, old: Qemu, new: Qemu, record: Spare) -> Moved:
     """Move the guest and return the result."""
     with memory.sampled(old, new, considerate=True) as sampler:
         moved = move(start, old, new, plan.mechanism, plan.asked)
@@ -237,7 +239,7 @@ def _move(start: VmFactory, plan: Plan, old: Qemu, new: Qemu, record: Record) ->
         memory_ratio=used.ratio if used.samples > 1 else None,
         run_directory=str(record.directory),
     )
-    write_whole(record.directory / "moved.json", result.model_dump_json(indent=2) + "\n")
+    record.keep("moved.json", result.model_dump_json(indent=2) + "\n")
     return result
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from lab.base import process as run
 from lab.base.deadline import Deadline, DeadlineError
 from lab.base.errors import CannotTellError
+from lab.base.record import Lines
 from lab.host import facts
 from lab.host.cgroup import MemoryGroup
 from lab.host.pinning import NOT_PINNED, Pins
@@ -99,7 +100,10 @@ class Qemu:
         return "; ".join([line for line in lines if line and not line.startswith("+ ")][-3:])
 
     def _output(self) -> str:
-        return self.log.read_text(encoding="utf-8", errors="replace") if self.log.exists() else ""
+        try:
+            return self.log.read_text(encoding="utf-8", errors="replace")
+        except OSError:  # there is none yet, or none any more
+            return ""
 
     def state(self) -> str:
         """Return the guest's RunState (QAPI) by this QEMU; "" when it does not answer."""
@@ -207,11 +211,8 @@ def factory(
 ) -> Iterator[VmFactory]:
     """Return what starts QEMUs; all of them are ended, last first, when the block is left."""
     with ExitStack() as stack:
-        log = stack.enter_context((directory / "qmp.log").open("a", encoding="utf-8", buffering=1))
+        log = Lines(directory / "qmp.log")
+        stack.callback(log.close)
         yield VmFactory(
-            stack,
-            directory,
-            group,
-            pins,
-            lambda text: None if log.closed else print(f"{time.monotonic():.6f} {text}", file=log),
+            stack, directory, group, pins, lambda text: log.add(f"{time.monotonic():.6f} {text}")
         )
