@@ -63,10 +63,13 @@ def fingerprint() -> Host:
     )
 
 
-def listening_sockets() -> dict[Path, str]:
-    """Return the unix sockets that somebody listens on, each with its inode (proc_pid_net(5))."""
+def listening_sockets(pid: int | None = None) -> dict[Path, str]:
+    """Return the unix sockets that somebody listens on, each with its inode (proc_pid_net(5)).
+
+    In the network namespace of process `pid`, if one is named.
+    """
     listening = "00010000"
-    lines = Path("/proc/net/unix").read_text(encoding="utf-8").splitlines()[1:]
+    lines = Path(f"/proc/{pid or 'self'}/net/unix").read_text(encoding="utf-8").splitlines()[1:]
     named = (fields for line in lines if len(fields := line.split()) == 8)
     return {Path(fields[7]): fields[6] for fields in named if fields[3] == listening}
 

@@ -1,19 +1,20 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What two QEMUs cannot both have: socket paths, pid files, taps."""
+"""What two QEMUs cannot both have, or have together: sockets, pid files, taps."""
 
 from __future__ import annotations
 
 import ctypes
 import errno
 import os
+import socket
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from lab.base.errors import PreconditionError
-from lab.live.successor import Tap
+from lab.live.successor import Passed
 
-_OLD, _NEW = ".pageflip-old", ".pageflip-new"
+_OLD, _NEW, _BOTH = ".pageflip-old", ".pageflip-new", ".pageflip-both"
 #: pidfd_getfd(2), the same number on every architecture.
 _PIDFD_GETFD = 438
 
@@ -25,22 +26,32 @@ class Aside:
     the series, removes all of them when it ends, whoever made them.  So the old one's get other
     names first; they are as good as before by these.  They get theirs back if the guest stays, and
     if it moves, the new one's are kept from the old one's end.
+
+    `shared` are sockets that both listen on, each one socket with one name.  The name stays, but
+    whichever QEMU ends removes it: it gets a second one meanwhile.
     """
 
-    def __init__(self, paths: Sequence[Path]) -> None:
+    def __init__(self, paths: Sequence[Path], shared: Sequence[Path] = ()) -> None:
         self._paths = [path for path in paths if path.exists()]
+        self._shared = [path for path in shared if path.exists()]
         self._kept = False
 
     def put(self) -> None:
         """Give the old QEMU's files other names; raise PreconditionError when that cannot be."""
+        hint = "be the user that QEMU runs as, or root"
+        for path in self._shared:
+            try:
+                _beside(path, _BOTH).unlink(missing_ok=True)
+                os.link(path, _beside(path, _BOTH))
+            except OSError as error:
+                raise PreconditionError(
+                    f"cannot give {path} a second name: {error.strerror}", hint
+                ) from error
         for path in self._paths:
             try:
                 path.rename(_beside(path, _OLD))
             except OSError as error:
-                raise PreconditionError(
-                    f"cannot rename {path}: {error.strerror}",
-                    hint="be the user that QEMU runs as, or root",
-                ) from error
+                raise PreconditionError(f"cannot rename {path}: {error.strerror}", hint) from error
 
     def leave(self) -> None:
         """Leave everything as it is: it is not known who has the guest."""
@@ -57,6 +68,10 @@ class Aside:
 
     def settle(self) -> None:
         """Put everything in its place, when only one of both is left."""
+        for path in self._shared:
+            with suppress(FileNotFoundError):
+                _beside(path, _BOTH).replace(path)
+            _beside(path, _BOTH).unlink(missing_ok=True)  # rename(2) leaves two names of one file
         for path in self._paths:
             with suppress(FileNotFoundError):
                 _beside(path, _NEW if self._kept else _OLD).replace(path)
@@ -71,9 +86,9 @@ def _beside(path: Path, suffix: str) -> Path:
 
 
 @contextmanager
-def aside(paths: Sequence[Path]) -> Iterator[Aside]:
+def aside(paths: Sequence[Path], shared: Sequence[Path] = ()) -> Iterator[Aside]:
     """Put the old QEMU's files aside for as long as the block lasts, and everything right then."""
-    held = Aside(paths)
+    held = Aside(paths, shared)
     try:
         held.put()
         yield held
@@ -81,25 +96,36 @@ def aside(paths: Sequence[Path]) -> Iterator[Aside]:
         held.settle()
 
 
+def listening(descriptors: Sequence[int]) -> list[Path]:
+    """Return where those of our descriptors listen that are unix sockets with a name."""
+    found = []
+    for number in descriptors:
+        with suppress(OSError), socket.socket(fileno=os.dup(number)) as one:
+            name = one.getsockname()
+            if one.family == socket.AF_UNIX and isinstance(name, str) and name:
+                found.append(Path(name))
+    return found
+
+
 @contextmanager
-def descriptors(pid: int, taps: Sequence[Tap]) -> Iterator[list[int]]:
-    """Have descriptors of a process's taps for as long as the block lasts.
+def descriptors(pid: int, passed: Sequence[Passed]) -> Iterator[list[int]]:
+    """Have descriptors of a process's that are to be passed on, for as long as the block lasts.
 
     Raises PreconditionError when they cannot be had (ptrace(2) rules who may).
     """
     with ExitStack() as held:
         found = []
-        for tap in taps:
-            number = _descriptor(pid, _number(pid, tap))
+        for one in passed:
+            number = _descriptor(pid, _number(pid, one))
             held.callback(os.close, number)
             found.append(number)
         yield found
 
 
-def _number(pid: int, tap: Tap) -> int:
-    if tap.descriptor is not None:
-        return tap.descriptor
-    name = tap.parts["ifname"]
+def _number(pid: int, one: Passed) -> int:
+    if one.descriptor is not None:
+        return one.descriptor
+    name = one.parts["ifname"]
     for entry in Path(f"/proc/{pid}/fdinfo").iterdir():
         with suppress(OSError):
             if f"iff:\t{name}\n" in entry.read_text(encoding="utf-8"):

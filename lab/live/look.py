@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,7 +117,7 @@ def monitor_of(pid: int, argv: Sequence[str]) -> Path:
         if text.startswith("unix:")
     ]
     paths += [
-        chardevs.get(one.get("chardev", one.get("", "")), {}).get("path", "")
+        _listens(pid, chardevs.get(one.get("chardev", one.get("", "")), {}))
         for one in map(values, options(argv, "mon"))
         if one.get("mode") == "control"
     ]
@@ -129,6 +129,18 @@ def monitor_of(pid: int, argv: Sequence[str]) -> Path:
         hint="only a QEMU that can be talked to can be moved; add one through its human monitor: "
         "chardev-add socket,id=m,path=/run/m,server=on,wait=off",
     )
+
+
+def _listens(pid: int, chardev: Mapping[str, str]) -> str:
+    """Return where a character device listens; management may have passed the socket itself."""
+    if "fd" not in chardev:
+        return chardev.get("path", "")
+    with suppress(OSError):
+        inode = Path(f"/proc/{pid}/fd/{chardev['fd']}").readlink().name
+        for path, number in facts.listening_sockets(pid).items():
+            if inode == f"socket:[{number}]":
+                return str(path)
+    return ""
 
 
 def _listener(path: Path) -> int:

@@ -152,9 +152,9 @@ class Mover:
             command = CommandLine(found.argv, sockets, found.monitor)
             old = Qemu("old", command, process.Foreign(found.pid), record.directory / "old.log")
             start.connect(old)
-            taps = stack.enter_context(aside.descriptors(found.pid, made.taps))
-            files = stack.enter_context(aside.aside(made.files))
-            new, keep = stack.enter_context(_successor(plan, record, sockets, taps))
+            passed = stack.enter_context(aside.descriptors(found.pid, made.passed))
+            files = stack.enter_context(aside.aside(made.files, aside.listening(passed)))
+            new, keep = stack.enter_context(_successor(plan, record, sockets, passed))
             self._on_their_way.add(old)
             try:
                 result = _move(start, plan, old, new, record)
@@ -177,12 +177,12 @@ class Mover:
 
 @contextmanager
 def _successor(
-    plan: Plan, record: Spare, sockets: Path, taps: Sequence[int]
+    plan: Plan, record: Spare, sockets: Path, passed: Sequence[int]
 ) -> Iterator[tuple[Qemu, Callable[[], None]]]:
     """Have the new QEMU, or the promise of one, and what is called for it to stay."""
     found = plan.found
     command = CommandLine(
-        tuple(plan.successor.with_descriptors(taps)), sockets, found.monitor, tuple(taps)
+        tuple(plan.successor.with_descriptors(passed)), sockets, found.monitor, tuple(passed)
     )
     command = dataclasses.replace(command, incoming=plan.mechanism.incoming(command))
     record.write("new", {"argv": command.argv()})

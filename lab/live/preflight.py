@@ -162,7 +162,7 @@ def _start_reasons(mechanism: Mechanism, found: Running, made: Successor) -> Ite
     """Yield why a mechanism cannot have the new QEMU started as it has to be."""
     if not mechanism.inherits:
         yield from made.only_child
-    elif made.taps and (lacking := mechanism.missing_for_descriptors(found.binary)):
+    elif made.passed and (lacking := mechanism.missing_for_descriptors(found.binary)):
         yield lacking
 
 

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from lab.base.number import whole
 from lab.live import known
@@ -19,7 +20,6 @@ from lab.live import known
 _DROPPED = frozenset({"S", "daemonize", "incoming", "loadvm"})
 #: What cannot be carried over by any means, and why.
 _REFUSED = {
-    "add-fd": "the descriptor is not passed on",
     "gdb": "two QEMUs cannot listen there",
     "s": "two QEMUs cannot listen on that port",
     "snapshot": "what the guest has written is in files that only the old QEMU has",
@@ -44,13 +44,28 @@ _SHORT = frozenset({"monitor", "qmp", "qmp-pretty", "serial", "parallel"})
 
 
 def values(text: str) -> dict[str, str]:
-    """Return the parts of an option such as ``socket,id=a,path=b``; a comma in one is doubled."""
+    """Return the parts of an option such as ``socket,id=a,path=b``; a comma in one is doubled.
+
+    Those of one in JSON read as if it had been written like that.
+    """
+    if text.startswith("{"):
+        return _flat(json.loads(text))
     parts = text.replace(",,", "\0").split(",")
     found = {}
     for number, part in enumerate(parts):
         name, equals, value = part.replace("\0", ",").partition("=")
         found[name if equals else ("" if number == 0 else name)] = value if equals else name
     return found
+
+
+def _flat(told: dict[str, Any]) -> dict[str, str]:
+    """Return an option's JSON as the parts of its other form."""
+    words = {True: "on", False: "off"}
+    flat = {
+        name: words[value] if isinstance(value, bool) else str(value)
+        for name, value in told.items()
+    }
+    return {"": flat.pop("type", flat.pop("driver", "")), **flat}
 
 
 def text_of(parts: dict[str, str]) -> str:
@@ -61,8 +76,11 @@ def text_of(parts: dict[str, str]) -> str:
 
 
 @dataclass(frozen=True)
-class Tap:
-    """A tap of the old QEMU's: which word of the command line names it, and how."""
+class Passed:
+    """A descriptor of the old QEMU's that the new one gets: a tap, a listening socket, an fdset's.
+
+    Which word of the command line names it, and how.
+    """
 
     word: int
     parts: dict[str, str]
@@ -73,7 +91,7 @@ class Tap:
         return whole(self.parts.get("fd", ""))
 
     def with_descriptor(self, number: int) -> str:
-        """Return the option's value that takes it as a descriptor."""
+        """Return the option's value with another number for the descriptor."""
         gone = {"ifname", "script", "downscript", "fd"}
         kept = {name: value for name, value in self.parts.items() if name not in gone}
         return text_of({**kept, "fd": str(number)})
@@ -86,17 +104,17 @@ class Successor:
     argv: list[str]
     #: Sockets that the old QEMU listens on, and its pid file: the new one makes them anew.
     files: list[Path] = field(default_factory=list)
-    taps: list[Tap] = field(default_factory=list)
+    passed: list[Passed] = field(default_factory=list)
     refusals: list[str] = field(default_factory=list)
     #: Why nobody but the old QEMU can start the new one.
     only_child: list[str] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
 
     def with_descriptors(self, numbers: Sequence[int]) -> list[str]:
-        """Return the command line with the descriptors of the taps in it."""
+        """Return the command line with the descriptors in it that are passed."""
         words = list(self.argv)
-        for tap, number in zip(self.taps, numbers, strict=True):
-            words[tap.word] = tap.with_descriptor(number)
+        for one, number in zip(self.passed, numbers, strict=True):
+            words[one.word] = one.with_descriptor(number)
         return words
 
 
@@ -178,7 +196,10 @@ def _character(
     made: Successor, said: str, kind: str, parts: dict[str, str], place: Path | None
 ) -> None:
     """See to a character device; `parts` are changed to what the new QEMU needs."""
-    if "fd" in parts:
+    if "fd" in parts and kind == "socket" and _is_server(parts):
+        _passed(made, said, {**parts, "": kind, "wait": "off"}, "the listening socket")
+        made.remarks.append(f"{said}: who is connected has to connect again")
+    elif "fd" in parts:
         made.refusals.append(f"{said}: the descriptor is not passed on")
     elif kind == "socket":
         _socket(made, said, parts, place)
@@ -265,8 +286,18 @@ def _tap(made: Successor, said: str, parts: dict[str, str]) -> None:
             "ifname=... and downscript=no, or fd=..., is what can be passed on"
         )
     else:
-        made.only_child.append(f"{said}: the tap is passed on by the old QEMU")
-        made.taps.append(Tap(len(made.argv) + 1, parts))
+        _passed(made, said, parts, "the tap")
+
+
+def _passed(made: Successor, said: str, parts: dict[str, str], what: str) -> None:
+    """Note a descriptor that the new QEMU gets from the old one, in the option that comes next."""
+    made.only_child.append(f"{said}: {what} is passed on by the old QEMU")
+    made.passed.append(Passed(len(made.argv) + 1, parts))
+
+
+def _add_fd(made: Successor, name: str, text: str, _place: Path | None) -> tuple[str, str]:
+    _passed(made, f"-{name} {text}", values(text), "the descriptor")
+    return name, text
 
 
 def _vnc(made: Successor, name: str, text: str, place: Path | None) -> tuple[str, str]:
@@ -342,6 +373,7 @@ def _as_it_is(_made: Successor, name: str, text: str, _place: Path | None) -> tu
 
 #: What an option with a value becomes.  Each notes in the successor what has to be seen to.
 _CARRIED: dict[str, Callable[[Successor, str, str, Path | None], tuple[str, str]]] = {
+    "add-fd": _add_fd,
     "chardev": _chardev,
     "netdev": _network,
     "nic": _network,

@@ -12,7 +12,7 @@ import pytest
 
 from lab.base.errors import PreconditionError
 from lab.live import aside
-from lab.live.successor import Tap
+from lab.live.successor import Passed
 
 
 def listening(path: Path) -> socket.socket:
@@ -68,6 +68,26 @@ def test_a_guest_that_stayed_is_reached_by_the_same_name(sockets: Path) -> None:
     old.close()
 
 
+@pytest.mark.parametrize("removes", [True, False])
+def test_a_socket_of_both_keeps_its_name(sockets: Path, removes: bool) -> None:
+    path = sockets / "monitor"
+    both = listening(path)
+    assert aside.listening([both.fileno()]) == [path]
+    with aside.aside([], [path, sockets / "none"]) as files:
+        assert reached(path, both)
+        files.keep()
+        if removes:  # as whichever QEMU ends first does
+            path.unlink()
+    assert reached(path, both)
+    assert list(sockets.iterdir()) == [path]
+    both.close()
+
+
+def test_only_sockets_with_a_name_are_kept(tmp_path: Path) -> None:
+    with (tmp_path / "f").open("wb") as file, socket.socket(socket.AF_UNIX) as nameless:
+        assert aside.listening([file.fileno(), nameless.fileno()]) == []
+
+
 def test_nothing_is_moved_when_it_is_not_known_who_has_the_guest(sockets: Path) -> None:
     path = sockets / "qmp"
     old = listening(path)
@@ -85,20 +105,20 @@ def test_a_descriptor_of_another_process(tmp_path: Path) -> None:
         (tmp_path / "f").open("rb") as file,
         subprocess.Popen(["sleep", "100"], pass_fds=[file.fileno()]) as child,
     ):
-        tap = Tap(0, {"": "tap", "fd": str(file.fileno())})
+        tap = Passed(0, {"": "tap", "fd": str(file.fileno())})
         try:
             with aside.descriptors(child.pid, [tap, tap]) as found:
                 assert os.pread(found[0], 100, 0) == b"of the other"
                 assert len({*found, file.fileno()}) == 3
             with pytest.raises(OSError, match="Bad file"):
                 os.fstat(found[0])
-            gone = Tap(0, {"": "tap", "fd": "999"})
+            gone = Passed(0, {"": "tap", "fd": "999"})
             with (
                 pytest.raises(PreconditionError, match="cannot have descriptor 999"),
                 aside.descriptors(child.pid, [gone]),
             ):
                 pass
-            named = Tap(0, {"": "tap", "ifname": "t7"})
+            named = Passed(0, {"": "tap", "ifname": "t7"})
             with (
                 pytest.raises(PreconditionError, match="no descriptor of tap t7"),
                 aside.descriptors(child.pid, [named]),

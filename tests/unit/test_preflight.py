@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import re
+import socket
 import subprocess
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +22,7 @@ from lab.base import number
 from lab.base.errors import PreconditionError, UsageError
 from lab.live import look, preflight
 from lab.live.look import Backend, Running
-from lab.live.successor import Tap
+from lab.live.successor import Passed
 from lab.source.series import STOCK
 from lab.verbs import bisect
 from lab.vm import binary
@@ -135,6 +136,19 @@ def test_options_are_read_as_qemu_reads_them() -> None:
         look.monitor_of(1, ("qemu", "-monitor", "stdio"))
 
 
+def test_a_monitor_that_management_passed_is_found(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as nameless:
+        listener.bind(str(tmp_path / "m"))
+        listener.listen()
+        chardev = f"socket,id=m,fd={listener.fileno()},server=on,wait=off"
+        argv = ("qemu", "-chardev", chardev, "-mon", "chardev=m,mode=control")
+        assert look.monitor_of(os.getpid(), argv) == tmp_path / "m"
+        chardev = f"socket,id=m,fd={nameless.fileno()},server=on,wait=off"
+        argv = ("qemu", "-chardev", chardev, "-mon", "chardev=m,mode=control")
+        with pytest.raises(PreconditionError, match="no QMP monitor"):
+            look.monitor_of(os.getpid(), argv)
+
+
 NO_NUMBERS = ["²", "٣", "-1", "1_0", " 7", "", "9" * 5000]
 
 
@@ -148,7 +162,7 @@ def test_nobody_to_ask(what: str) -> None:
 def test_what_is_no_number(text: str) -> None:
     """Python's isdigit() is true of some of them, and int() takes others."""
     assert number.whole(text) is None
-    assert Tap(1, {"fd": text}).descriptor is None
+    assert Passed(1, {"fd": text}).descriptor is None
     with pytest.raises(UsageError, match="is no patch"):
         bisect.number_of(text, STOCK)
 

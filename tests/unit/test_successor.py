@@ -93,8 +93,29 @@ def test_a_tap_becomes_a_descriptor() -> None:
     again = successor.successor(
         found.with_descriptors([9]), Path("/newer"), "pc-q35-10.0", Path("/")
     )
-    assert [tap.descriptor for tap in again.taps] == [9]
+    assert [tap.descriptor for tap in again.passed] == [9]
     assert again.with_descriptors([12])[1:3] == ["-netdev", "tap,id=n,vnet_hdr=on,fd=12"]
+
+
+@pytest.mark.parametrize(
+    ("text", "becomes"),
+    [
+        (
+            """-netdev '{"type":"tap","fd":"30","id":"n","vhost":false}'""",
+            ["-netdev", "tap,id=n,vhost=off,fd=9"],
+        ),
+        (
+            "-chardev socket,id=a,fd=28,server=on,wait=on",
+            ["-chardev", "socket,id=a,server=on,wait=off,fd=9"],
+        ),
+        ("-add-fd set=0,fd=31,opaque=log", ["-add-fd", "set=0,opaque=log,fd=9"]),
+    ],
+)
+def test_a_descriptor_that_management_passed_is_passed_on(text: str, becomes: list[str]) -> None:
+    found = made(text)
+    assert found.with_descriptors([9])[1:3] == becomes
+    assert "passed on by the old QEMU" in found.only_child[0]
+    assert not found.refusals
 
 
 @pytest.mark.parametrize(
@@ -109,7 +130,6 @@ def test_a_tap_becomes_a_descriptor() -> None:
         "-run-with user=nobody",
         "-run-with async-teardown=on,chroot=/srv",
         "-run-with exit-with-parent=on",
-        "-add-fd fd=3,set=1",
         "-drive file=a,snapshot=on",
         "-vnc :1",
         "-display vnc=:1",
@@ -120,6 +140,8 @@ def test_a_tap_becomes_a_descriptor() -> None:
         "-chardev socket,id=a,port=1,host=,server=on",
         "-chardev socket,id=a,path=x,abstract=on,server=on",
         "-chardev socket,id=a,fd=4",
+        """-netdev '{"type":"tap","fd":"3","vhost":true,"id":"n"}'""",
+        """-netdev '{"type":"user","hostfwd":[{"str":"tcp::1-:2"}],"id":"n"}'""",
         "-chardev spicevmc,id=a,name=vdagent",
         "-netdev user,id=n,hostfwd=tcp::1-:2",
         "-netdev bridge,id=n,br=b",
