@@ -248,16 +248,20 @@ def unpack(source: Source, into: Path) -> None:
             archive = directory / "archive.tar"
             argv = ["git", "-C", str(source.repository), "archive", "--format=tar"]
             process.run([*argv, f"--output={archive}", source.commit])
-            _untar(archive, tree, strip=0)
+            untar(archive, tree, strip=0)
         for file in source.files:
             # Debian's own tarball holds one directory, debian/, which stays.
-            _untar(file, tree, strip=0 if file.name.endswith(".debian.tar.xz") else 1)
+            untar(file, tree, strip=0 if file.name.endswith(".debian.tar.xz") else 1)
         if source.kind is Kind.DEBIAN:
             _apply_debian_patches(tree)
         tree.rename(into)
 
 
-def _untar(archive: Path, tree: Path, strip: int) -> None:
+def untar(archive: Path, tree: Path, strip: int) -> None:
+    """Unpack a tarball into `tree` without its first `strip` directories.
+
+    Raises CannotTellError when tar fails.
+    """
     argv = ["tar", "--extract", "--no-same-owner", f"--strip-components={strip}"]
     argv += [f"--directory={tree}", f"--file={archive}"]
     process.run(

@@ -10,10 +10,10 @@ from lab.base.errors import ExitCode
 from lab.base.layout import CHECKOUT, Layout
 from lab.base.progress import note
 from lab.review import lint
-from lab.source import worktree
+from lab.source import package, worktree
 from lab.source.releases import load_releases
-from lab.source.resolve import resolve, stock_tree
-from lab.source.series import load_series
+from lab.source.resolve import Source, resolve, stock_tree
+from lab.source.series import Series, load_series
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,6 +42,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                 default="pageflip-base",
                 help="the series is what comes after it (default: the tag that apply sets)",
             )
+    text = "make the distribution's source package with the series on top, to build and install"
+    packer = verbs.add_parser("deb", help=text, description=text)
+    packer.add_argument("release", metavar="REL", help="10.0, 10.2, old or new")
+    packer.add_argument(
+        "directory",
+        metavar="DIR",
+        type=Path,
+        nargs="?",
+        help="where to make it (default: build/deb-REL in the checkout)",
+    )
+    packer.add_argument(
+        "--suffix",
+        default=package.SUFFIX,
+        help="what its version ends in (default: %(default)s)",
+    )
+    packer.add_argument("--build", action="store_true", help="build the binary packages as well")
     text = "check the series: they apply, they round-trip, they are in QEMU's style"
     checker = verbs.add_parser("lint", help=text, description=text)
     checker.add_argument("release", metavar="REL", nargs="*", help="default: all")
@@ -67,6 +83,10 @@ def run(options: argparse.Namespace) -> int:
         for line in worktree.refresh(stock_tree(layout, source), directory):
             note(line)
         return ExitCode.PASS
+    if options.action == "deb":
+        place = (options.directory or CHECKOUT / "build" / f"deb-{release.name}").absolute()
+        _deb(options, source, load_series(directory), place)
+        return ExitCode.PASS
     tree = (options.directory or CHECKOUT / "build" / f"series-{release.name}").absolute()
     if options.action == "apply":
         worktree.work_tree(source, load_series(directory), tree)
@@ -78,3 +98,14 @@ def run(options: argparse.Namespace) -> int:
         written = worktree.export(tree, directory, options.base)
         note(f"{directory}: {len(written)} patches")
     return ExitCode.PASS
+
+
+def _deb(options: argparse.Namespace, source: Source, series: Series, place: Path) -> None:
+    """Make the source package, and with ``--build`` the binary ones."""
+    made = package.source_package(source, series, place, options.suffix)
+    note(f"{made.dsc}: qemu {made.version}, {len(series.patches)} patches on top")
+    if options.build:
+        for one in package.build(made):
+            note(str(one))
+    else:
+        note(f"build it where its dependencies are: cd {made.tree} && dpkg-buildpackage -us -uc -b")

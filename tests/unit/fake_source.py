@@ -61,6 +61,30 @@ DEBIAN_PATCH = """--- a/emulator.sh
  # line three
  # line four
 """
+_CHANGELOG = f"""qemu (1:{VERSION}+ds-1) unstable; urgency=medium
+
+  * New release.
+
+ -- A <a@b>  Mon, 06 Jan 2025 10:00:00 +0100
+"""
+_CONTROL = """Source: qemu
+Maintainer: A <a@b>
+Standards-Version: 4.7.0
+
+Package: qemu-system-x86
+Architecture: all
+Description: an emulator
+"""
+#: The least that debian/rules must do (Debian policy 4.9), without debhelper.
+_RULES = r"""#!/usr/bin/make -f
+build build-arch build-indep clean:
+binary binary-arch binary-indep:
+	mkdir -p debian/tmp/DEBIAN debian/tmp/usr/bin
+	cp emulator.sh debian/tmp/usr/bin/qemu-system-x86_64
+	cp docs/text debian/tmp/usr/text
+	dpkg-gencontrol
+	dpkg-deb --build --root-owner-group debian/tmp ..
+"""
 OPTIONS = BuildOptions(configure=("--fake",), targets=("qemu-system-x86_64", "qemu-img"))
 
 
@@ -128,6 +152,10 @@ def make(directory: Path, **changes: Any) -> FakeSource:
         {
             "debian/patches/series": "one.patch  # theirs\n\n",
             "debian/patches/one.patch": DEBIAN_PATCH,
+            "debian/source/format": "3.0 (quilt)\n",
+            "debian/changelog": _CHANGELOG,
+            "debian/control": _CONTROL,
+            "debian/rules": _RULES,
         },
     )
     dsc.write_text("Format: 3.0 (quilt)\n")
