@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from lab.base.deadline import Deadline, DeadlineError
 from lab.base.errors import PreconditionError, UsageError
@@ -23,6 +23,18 @@ _CONNECT_S = 5.0
 _ANSWER_S = 10.0
 #: Runs a QMP command with its arguments.
 Ask = Callable[..., Any]
+
+
+class Talks(Protocol):
+    """Whoever passes QMP commands on: a monitor, or a manager's own way to one."""
+
+    def execute(
+        self,
+        command: str,
+        arguments: Mapping[str, Any] | None = None,
+        deadline: Deadline | None = None,
+    ) -> Any:
+        """Run a command and return its answer; raise QmpError, MonitorError or DeadlineError."""
 
 
 @dataclass(frozen=True)
@@ -177,14 +189,18 @@ def connected(pid: int, path: Path) -> Iterator[Monitor]:
         raise PreconditionError(f"{path}: {error.message}") from error
 
 
-def look(what: str) -> Running:
+#: What `connected` is: how to talk to the monitor of a process, by the path of its socket.
+Connect = Callable[[int, Path], AbstractContextManager[Talks]]
+
+
+def look(what: str, connect: Connect = connected) -> Running:
     """Ask a running QEMU what it is, without changing it.
 
     Raises UsageError and PreconditionError when there is nobody to ask.
     """
     pid, path = find(what)
     argv = command_line(pid)
-    with connected(pid, path) as qmp:
+    with connect(pid, path) as qmp:
 
         def ask(command: str, **arguments: str) -> Any:
             return qmp.execute(command, arguments, Deadline.after(_ANSWER_S, command))

@@ -25,7 +25,7 @@ from lab.base.layout import Layout, socket_directory
 from lab.base.progress import note
 from lab.base.record import Spare
 from lab.live import aside, look, preflight
-from lab.live.look import Running
+from lab.live.look import Connect, Running
 from lab.live.preflight import Preflight
 from lab.live.successor import Successor
 from lab.measure import downtime, memory
@@ -83,9 +83,15 @@ class CommandLine:
         return [*self.words, *(word for one in self.incoming for word in ("-incoming", one))]
 
 
-def plan(what: str, new: Binary, wanted: str, asked: Asked | None = None) -> Plan:
+def plan(
+    what: str,
+    new: Binary,
+    wanted: str,
+    asked: Asked | None = None,
+    connect: Connect = look.connected,
+) -> Plan:
     """Look at a QEMU; raise PreconditionError with every reason when it cannot be upgraded."""
-    found = look.look(what)
+    found = look.look(what, connect)
     made = preflight.successor(found, new)
     seen = preflight.examine(found, new, made)
     chosen = mechanisms.named(seen.best or seen.ways[0].mechanism if wanted == "auto" else wanted)

@@ -11,12 +11,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lab.base.errors import ExitCode
+from lab import managers
+from lab.base.errors import ExitCode, UsageError
 from lab.base.layout import Layout
 from lab.base.progress import note
-from lab.live.look import find, look
+from lab.live.look import Running, find, look
 from lab.live.preflight import Preflight, examine, successor
+from lab.managers.upgrade import examine as examined
 from lab.vm import binary
+from lab.vm.binary import Binary
 
 _MIB = 2**20
 
@@ -24,8 +27,21 @@ _MIB = 2**20
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``pageflip preflight``."""
     add = parser.add_argument
-    add("qemu", metavar="PID|SOCKET", help="a running QEMU: its process id or its QMP socket")
-    add("--new", required=True, metavar="REL|PATH", help="the QEMU to upgrade to")
+    add(
+        "qemu",
+        nargs="?",
+        metavar="PID|SOCKET",
+        help="a running QEMU: its process id or its QMP socket",
+    )
+    add("--domain", metavar="NAME", help="or a domain of libvirt's, by name, UUID or number")
+    add_connect(parser)
+    add(
+        "--new",
+        metavar="REL|PATH",
+        default="",
+        help="the QEMU to upgrade to (default, of a domain: what is installed where it was "
+        "started from)",
+    )
     add("--json", action="store_true", help="print what was found out as JSON on stdout")
 
 
@@ -58,11 +74,36 @@ def show(found: Preflight, console: Console) -> None:
     console.print(Text(f"\nthe new QEMU: {shlex.join(found.new_argv)}"))
 
 
+def add_connect(parser: argparse._ActionsContainer) -> None:
+    """Add ``--connect``, which says whose domains are meant."""
+    parser.add_argument(
+        "--connect",
+        metavar="URI",
+        default="",
+        help="with --domain: qemu:///system (root's default) or qemu:///session",
+    )
+
+
+def _looked_at(given: argparse.Namespace) -> tuple[Running, Binary]:
+    """Return the QEMU that is named, and the new one."""
+    layout = Layout.default()
+    if bool(given.qemu) == bool(given.domain):
+        raise UsageError("one QEMU is looked at", "name a process, a socket, or --domain NAME")
+    if given.domain:
+        manager = managers.named(given.connect)
+        (guest,) = manager.find([given.domain])
+        new = binary.binary_of(layout, given.new or str(guest.emulator))
+        return examined(manager, guest), new
+    if not given.new:
+        raise UsageError("it is not said what to upgrade to", "name it with --new")
+    find(given.qemu)  # before a QEMU is built for it
+    new = binary.binary_of(layout, given.new)
+    return look(given.qemu), new
+
+
 def run(given: argparse.Namespace) -> int:
     """Do what ``pageflip preflight`` says; the exit code is 1 when there is no way at all."""
-    find(given.qemu)  # before a QEMU is built for it
-    new = binary.binary_of(Layout.default(), given.new)
-    running = look(given.qemu)
+    running, new = _looked_at(given)
     found = examine(running, new, successor(running, new))
     if given.json:
         sys.stdout.write(found.model_dump_json(indent=2) + "\n")

@@ -1,0 +1,14 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Who manages QEMUs that the lab did not start: libvirt, Proxmox."""
+
+from __future__ import annotations
+
+from lab.managers.base import Guest, Manager
+from lab.managers.libvirt import Libvirt
+
+__all__ = ["Guest", "Manager", "named"]
+
+
+def named(connection: str) -> Manager:
+    """Return the manager of a connection as ``--connect`` names it; raise UsageError."""
+    return Libvirt(connection)

@@ -1,0 +1,291 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A host with libvirt on it, in a bed: domains that run the lab's guest, and what they lost."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shutil
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from bed import BRIDGE, Bed, bed
+
+from lab.base.deadline import Deadline
+from lab.base.layout import CHECKOUT, Layout, socket_directory
+from lab.guest.images import GuestImage
+from lab.measure import integrity
+from lab.vm.agent import Control, Heart, agent_lines
+from lab.workloads.netns import PREFIX
+from lab.workloads.traffic import Seen, Traffic
+
+PACKAGES = ("libvirt-daemon-system", "libvirt-clients")
+EMULATOR = Path("/usr/bin/qemu-system-x86_64")
+_SHARE = Path("/usr/share/qemu")
+_IMAGES = Path("/var/lib/libvirt/images")
+_BOOT_S, _BEATS_S = 120.0, 60.0
+#: How much of a guest's memory is filled and checked, and rewritten each second (bytes).
+TOUCHED, _RATE = 96 * 2**20, 20 * 2**20
+
+_XML = """
+<domain type='qemu'>
+  <name>{name}</name>
+  <memory unit='MiB'>{mib}</memory>
+  <vcpu>{cpus}</vcpu>
+  <iothreads>1</iothreads>
+  {tune}
+  <os>
+    <type arch='x86_64' machine='{machine}'>hvm</type>
+    <kernel>{images}/kernel</kernel><initrd>{images}/initrd</initrd><cmdline>{append}</cmdline>
+  </os>
+  <features><acpi/></features>
+  <cpu mode='custom'><model>qemu64</model></cpu>
+  <devices>
+    <emulator>{emulator}</emulator>
+    <disk type='file' device='disk'>
+      <driver name='qemu' type='qcow2' iothread='1'/>
+      <source file='{disk}'/><target dev='vda' bus='virtio'/>
+    </disk>
+    {network}
+    <serial type='pty'/>
+    <channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>
+    <channel type='unix'><source mode='connect' path='{sockets}/control'/>
+      <target type='virtio' name='org.pageflip.control'/></channel>
+    <channel type='unix'><source mode='connect' path='{sockets}/heartbeat'/>
+      <target type='virtio' name='org.pageflip.heartbeat'/></channel>
+    <memballoon model='virtio'/>
+  </devices>
+</domain>
+"""
+_BRIDGED = """<interface type='bridge'><source bridge='{bridge}'/><model type='virtio'/>
+<rom enabled='no'/></interface>"""
+_TUNE = (
+    "<cputune><vcpupin vcpu='0' cpuset='0'/><period>100000</period><quota>50000</quota></cputune>"
+)
+
+
+@dataclasses.dataclass
+class Lines:
+    """The lines to the agent in a domain's guest; each QEMU connects to new ones."""
+
+    directory: Path
+    stack: ExitStack
+    control: Control
+    heart: Heart
+
+    @classmethod
+    @contextmanager
+    def of(cls, directory: Path) -> Iterator[Lines]:
+        """Listen in a directory."""
+        with ExitStack() as stack:
+            made = cls(directory, stack, *_listen(directory, stack))
+            yield made
+
+    def renew(self) -> None:
+        """Listen for the next QEMU; who is connected stays it."""
+        for name in ("control", "heartbeat"):
+            (self.directory / name).unlink()
+        self.control, self.heart = _listen(self.directory, self.stack)
+
+
+def _listen(directory: Path, stack: ExitStack) -> tuple[Control, Heart]:
+    lines = stack.enter_context(agent_lines(directory / "control", directory / "heartbeat"))
+    for name in ("control", "heartbeat"):
+        (directory / name).chmod(0o777)  # QEMU is another user
+    return lines
+
+
+class LibvirtHost:
+    """The host: its daemon runs, and the emulator is the old QEMU."""
+
+    def __init__(self, made: Bed, image: GuestImage, out: Path, user: str = "") -> None:
+        self.bed = made
+        self._image = image
+        self.out = out
+        self.user = user
+        self.uri = "qemu:///session" if user else "qemu:///system"
+        self.home = Path(f"/home/{user}") if user else Path("/root")
+
+    def virsh(self, *words: str, check: bool = True) -> str:
+        """Run a command of virsh's, and return what it printed."""
+        done = self._as_user("virsh", "--quiet", "--connect", self.uri, *words, check=check)
+        return done.stdout.strip()
+
+    def _as_user(self, *argv: str, check: bool = True, seconds: float = 120.0):
+        runtime = f"XDG_RUNTIME_DIR={self.runtime}"
+        return self.bed.run(
+            "env", f"HOME={self.home}", runtime, *argv, check=check, user=self.user, seconds=seconds
+        )
+
+    @property
+    def runtime(self) -> str:
+        """The user's runtime directory."""
+        return f"/run/user/{self.user}" if self.user else ""
+
+    def pageflip(self, verb: str, *words: str, seconds: float = 240.0) -> tuple[int, str]:
+        """Run the lab in there; return its exit code and what it printed."""
+        lab = [f"PYTHONPATH={CHECKOUT}", "PYTHONDONTWRITEBYTECODE=1", "COLUMNS=200"]
+        argv = [*lab, sys.executable, "-P", "-m", "lab", verb, *words, "--connect", self.uri]
+        done = self._as_user(*argv, check=False, seconds=seconds)
+        return done.returncode, done.stdout
+
+    def upgrade(self, *names: str, more: tuple[str, ...] = ()) -> tuple[int, str]:
+        """Upgrade domains to what is installed."""
+        return self.pageflip("upgrade", "--domain", *names, "--out", str(self.out), *more)
+
+    def install(self, qemu: Path) -> None:
+        """Install a QEMU over the one that is there, as a package does."""
+        beside = self.bed.path(f"{EMULATOR}.dpkg-new")
+        shutil.copy(qemu, beside)
+        beside.rename(self.bed.path(EMULATOR))
+
+    def start_daemons(self) -> None:
+        """Start libvirt's daemons, where no user does by connecting."""
+        if not self.user:
+            self.bed.run("virtlogd", "--daemon", check=False)
+            self.bed.run("libvirtd", "--daemon")
+
+    def stop_daemon(self) -> None:
+        """End libvirt's daemon for QEMU, as a service manager does."""
+        file = self.state / "driver.pid"
+        if self.bed.path(file).exists():
+            pid = self.bed.path(file).read_text(encoding="ascii").split()[0]
+            self.bed.run("kill", pid, check=False)
+            self._until(lambda: not self.bed.path(f"/proc/{pid}/exe").exists(), "libvirtd ends")
+
+    def restart_daemon(self) -> None:
+        """Restart libvirt's daemon for QEMU."""
+        self.stop_daemon()
+        self.start_daemons()
+        self.virsh("version")
+
+    @staticmethod
+    def _until(done, what: str) -> None:
+        for _ in Deadline.after(60, what).poll():
+            if done():
+                return
+
+    @property
+    def state(self) -> Path:
+        """Where libvirt keeps what runs."""
+        return Path(self.runtime, "libvirt/qemu/run") if self.user else Path("/run/libvirt/qemu")
+
+    def status(self, name: str) -> bytes:
+        """Return a domain's status XML."""
+        return self.bed.path(self.state / f"{name}.xml").read_bytes()
+
+    def pid(self, name: str) -> int:
+        """Return a domain's process, by the bed's numbers."""
+        text = self.bed.path(self.state / f"{name}.pid").read_text(encoding="ascii")
+        return int(text)
+
+    def version(self, name: str) -> str:
+        """Return what a domain's QEMU says it is."""
+        said = self.virsh("qemu-monitor-command", name, "--hmp", "info version")
+        return said.split()[0].partition("(")[0]
+
+    def qmp(self, name: str, line: str) -> str:
+        """Ask a domain's QEMU by libvirt's monitor."""
+        return self.virsh("qemu-monitor-command", name, line)
+
+    def qemus(self) -> dict[int, list[str]]:
+        """Return every QEMU that is there, by the bed's process ids."""
+        return self.bed.processes(EMULATOR.name)
+
+    @contextmanager
+    def domain(
+        self, name: str, sockets: Path, *, mib: int = 256, cpus: int = 1, quota: bool = False
+    ) -> Iterator[Lines]:
+        """Start a domain and fill its guest's memory; destroy it afterwards."""
+        disk = (self.home if self.user else _IMAGES) / f"{name}.qcow2"
+        self._as_user("qemu-img", "create", "-q", "-f", "qcow2", str(disk), "64M")
+        text = _XML.format(
+            name=name,
+            mib=mib,
+            cpus=cpus,
+            tune=_TUNE if quota else "",
+            machine="pc-q35-10.0",
+            images=_IMAGES,
+            append=self._image.append,
+            emulator=EMULATOR,
+            disk=disk,
+            network="" if self.user else _BRIDGED.format(bridge=BRIDGE),
+            sockets=sockets,
+        )
+        file = f"/tmp/{name}.xml"
+        self.bed.path(file).write_text(text, encoding="utf-8")
+        with Lines.of(sockets) as lines:
+            try:
+                self.virsh("create", file) if self.user else self._define(file, name)
+                for _ in Deadline.after(_BOOT_S, f"domain {name} boots").poll():
+                    if lines.control.ready.is_set():
+                        break
+                integrity.fill(lines.control, TOUCHED, _RATE, lambda _done, _total: None)
+                yield lines
+            finally:
+                self.virsh("destroy", name, check=False)
+
+    def _define(self, file: str, name: str) -> None:
+        self.virsh("define", file)
+        self.virsh("start", name)
+
+    def traffic(self, lines: Lines, address: str) -> Traffic:
+        """Send numbered datagrams and a stream to a domain's guest, which echoes them."""
+        deadline = Deadline.after(60, "the guest's network answers")
+        for tap in self.bed.path("sys/class/net").glob("vnet*"):
+            # For a guest that stands still on a busy machine: as lab.workloads.netnschild has it.
+            self.bed.run("ip", "link", "set", "dev", tap.name, "txqueuelen", "10000")
+        ports = lines.control.call("echo", deadline, address=address, prefix=PREFIX)
+        datagrams = self.bed.socket(socket.SOCK_DGRAM)
+        stream = self.bed.socket(socket.SOCK_STREAM)
+        stream.settimeout(deadline.left)
+        datagrams.connect((address, ports["udp_port"]))
+        stream.connect((address, ports["tcp_port"]))
+        made = Traffic(datagrams, stream)
+        made.start()
+        made.wait(deadline, lambda: None)
+        return made
+
+
+def lost(seen: Seen, control: Control) -> int:
+    """Return how many datagrams are missing that neither the guest nor the test had no room for."""
+    echo = control.call("status", Deadline.after(60, "the guest's account"))["echo"]
+    missing = seen.sent - len({one.n for one in seen.echoes})
+    return missing - seen.unsent - seen.dropped - echo["dropped"] - echo["unanswered"]
+
+
+def pause_ms(said: str) -> list[float]:
+    """Return every pause that the lab reported."""
+    return [float(one) for one in re.findall(r"stood still for ([\d.]+) ms", said)]
+
+
+@contextmanager
+def libvirt_host(
+    layout: Layout, directory: Path, image: GuestImage, firmware: Path, old: Path, user: str = ""
+) -> Iterator[tuple[LibvirtHost, Path]]:
+    """Have a host with libvirt, and a directory for the sockets of its guests' agents."""
+    with (
+        socket_directory(roomy=True) as sockets,
+        bed(layout, directory, PACKAGES, [sockets]) as made,
+    ):
+        sockets.chmod(0o755)
+        (directory / "out").mkdir()
+        host = LibvirtHost(made, image, directory / "out", user)
+        made.path(_SHARE).mkdir(exist_ok=True)
+        for file in firmware.iterdir():
+            shutil.copy(file, made.path(_SHARE))
+        made.path(_IMAGES).mkdir(parents=True, exist_ok=True)
+        assert image.initrd
+        for file in (image.kernel, image.initrd):
+            shutil.copy(file, made.path(_IMAGES / file.name))
+        host.install(old)
+        if user:
+            made.run("useradd", "--create-home", user)
+            made.run("install", "-d", "-o", user, "-m", "700", f"/run/user/{user}")
+            (directory / "out").chmod(0o777)
+        host.start_daemons()
+        host.virsh("version")
+        yield host, sockets
