@@ -59,6 +59,11 @@ class BenchSession:
                 note(f"{done + 1}/{done + len(left)}  {left[0].title}: {tables.flat(said)}")
         self._keep(finished=not self.bench.troubles)
 
+    def extend(self, repeats: int) -> None:
+        """Ask for so many rounds in all."""
+        request = self.bench.request.model_copy(update={"repeats": repeats})
+        self._keep(request=request, command=request.command, finished=False)
+
     def _left(self, slots: Sequence[Slot]) -> list[Slot]:
         turns: list[Turn] = [*self.bench.runs, *self.bench.troubles]
         done = {(turn.round, turn.case) for turn in turns}
@@ -198,11 +203,26 @@ def leave(session: BenchSession) -> None:
     write.write_bench(session.bench, session.directory)
 
 
-def measure(layout: Layout, request: Request) -> Bench:
-    """Build what is missing, run the bench and return it, without showing anything."""
+def _as_asked(_bench: Bench) -> None:
+    """Ask for no more rounds."""
+
+
+def measure(
+    layout: Layout,
+    request: Request,
+    more: Callable[[Bench], int | None] = _as_asked,
+    runner: Runner = upgrade_once,
+) -> Bench:
+    """Build what is missing, run the bench and return it, without showing anything.
+
+    `more` is asked after the last round how many there are to be in all; None ends it.
+    """
     prepare(layout, request)
-    session = begin(layout, request, upgrade_once)
+    session = begin(layout, request, runner)
     session.go()
+    while repeats := more(session.bench):
+        session.extend(repeats)
+        session.go()
     leave(session)
     return session.bench
 

@@ -119,6 +119,9 @@ class Memory(Model):
     new_huge_bytes: int | None = Field(
         default=None, description="guest RAM in anonymous huge pages under the new QEMU, afterwards"
     )
+    new_pss_bytes: int | None = Field(
+        default=None, description="PSS of the new QEMU alone, when the guest has been checked"
+    )
     old_huge_bytes: int | None = Field(
         description="guest RAM in anonymous huge pages under the old QEMU, before"
     )

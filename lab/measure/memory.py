@@ -189,11 +189,9 @@ class Used:
     #: When sampling began, on the host's monotonic clock.
     start_ns: int = 0
 
-    def with_huge_pages(self, pid: int, ram_bytes: int) -> Used:
-        """Return the same with the guest's huge pages as they are now in process `pid`."""
+    def with_new(self, pid: int, ram_bytes: int) -> Used:
+        """Return the same with what process `pid` has now, and the guest's huge pages in it."""
         if not self.memory:
             return self
-        kept = huge_pages(pid, ram_bytes)
-        return dataclasses.replace(
-            self, memory=self.memory.model_copy(update={"new_huge_bytes": kept})
-        )
+        now = {"new_huge_bytes": huge_pages(pid, ram_bytes), "new_pss_bytes": pss(pid) or None}
+        return dataclasses.replace(self, memory=self.memory.model_copy(update=now))

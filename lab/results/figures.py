@@ -135,6 +135,10 @@ class Run(Turn):
 
     faults: list[str] = Field(description="why it failed; its figures are not counted then")
     figures: Figures
+    parts: dict[str, float] = Field(
+        default_factory=dict,
+        description="phases (ms) as the mechanism tells them, and what the new QEMU is left with",
+    )
     noise_ms: float | None = Field(description="longest heartbeat gap in the second before")
     touched_bytes: int
     accel: str
@@ -209,6 +213,7 @@ def run_of(result: Result, label: str, number: int, took_s: float, directory: st
             brownout_ms=result.brownout.slow_ms if result.brownout else None,
             huge_pages_kept=_huge_pages_kept(result.mechanism, memory),
         ),
+        parts=_parts(result),
         noise_ms=pause.outside_before,
         touched_bytes=result.touched_bytes,
         accel=result.accel,
@@ -216,6 +221,16 @@ def run_of(result: Result, label: str, number: int, took_s: float, directory: st
         took_s=took_s,
         run_directory=directory,
     )
+
+
+def _parts(result: Result) -> dict[str, float]:
+    """Return what the longest gap and the upgrade consist of, and what the new QEMU keeps."""
+    pause, memory = result.pause_ms, result.memory
+    known = {"before_stop_ms": pause.before_stop, "after_resume_ms": pause.after_resume}
+    known |= {f"phase_{name}_ms": ms for name, ms in result.phases_ms.model_dump().items()}
+    if memory and memory.new_pss_bytes:
+        known["memory_after_mib"] = memory.new_pss_bytes / _MIB
+    return {name: value for name, value in known.items() if value is not None}
 
 
 def _huge_pages_kept(name: str, memory: Memory | None) -> float | None:

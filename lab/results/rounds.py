@@ -63,8 +63,19 @@ def plan(request: Request) -> list[Slot]:
         for ram in request.ram
         for number in range(request.repeats + 1)
         for rate in order(request.rates, number)
-        for mechanism in order(request.mechanisms, number)
+        for mechanism in in_turn(request.mechanisms, number)
     ]
+
+
+def in_turn(labels: Sequence[str], number: int) -> list[str]:
+    """Return `labels` in the order of round `number`, those of one mechanism together.
+
+    They are what is compared most closely, and a host does not stay the same for a whole round.
+    """
+    groups: dict[str, list[str]] = {}
+    for label in labels:
+        groups.setdefault(split(label).mechanism, []).append(label)
+    return [label for name in order(list(groups), number) for label in order(groups[name], number)]
 
 
 def _slot(request: Request, ram: str, rate: str, label: str, number: int) -> Slot:

@@ -15,8 +15,9 @@ from lab.base.progress import note, step
 from lab.model import Model
 from lab.pair import build
 from lab.pair.firmware import prepare
-from lab.results import figures, gate
+from lab.results import figures, worse
 from lab.results.figures import Bench
+from lab.results.worse import Grade, Weighed
 from lab.review import lint, qtests, suite, vmstate
 from lab.review.candidate import Base, Subject
 from lab.source import naming
@@ -33,10 +34,8 @@ TESTS = (
     "/x86_64/migration/localhost/handover/memfd",
     "/x86_64/migration/localhost/flip/early",
 )
-#: A series is slower, or needs more memory, when it does so by more than this and the noise.
-_CONDITIONS = ("*.pause_ms.outside.ratio > 1.5", "*.memory_ratio.ratio > 1.1")
-#: Rounds after which that is believed.
-_ENOUGH = 6
+#: What the check is called that says what the run could have seen.
+POWER = "what could be seen"
 
 
 class Status(enum.StrEnum):
@@ -242,18 +241,30 @@ def request(subject: Subject) -> figures.Request:
 
 
 def upgrades(subject: Subject) -> Iterator[Check]:
-    """Running guests, upgraded without the series and with it in the same rounds."""
-    asked = request(subject)
-    layout = subject.layout.into(subject.directory)
-    done = bench.measure(layout, asked)
+    """Running guests, upgraded without the series and with it in the same rounds.
+
+    Rounds are added until a slowdown that is a failure could be seen, or there are as many as may
+    be.
+    """
+    looks = worse.looks(subject.repeats, subject.most)
+
+    def judged(done: Bench) -> Weighed:
+        pairs = {name: (name, subject.label(name)) for name in subject.mechanisms}
+        return worse.judge(done, pairs, subject.allowed, worse.ALPHA / len(looks))
+
+    def more(done: Bench) -> int | None:
+        later = [rounds for rounds in looks if rounds > done.request.repeats]
+        found = judged(done)
+        if not later or found.too_much or found.enough:
+            return None
+        note(f"too little could be seen in {done.request.repeats} rounds: on to {later[0]}")
+        return later[0]
+
+    done = bench.measure(subject.layout.into(subject.directory), request(subject), more)
     yield from _harm(done, subject)
-    found = list(_figures(done, subject))
-    if subject.repeats < _ENOUGH and any(check.status is Status.FAIL for check in found):
-        # Few rounds on a busy host: that all of two are worse is chance one time in four.
-        note(f"a figure is worse than the base's: measured again, in {_ENOUGH} rounds")
-        again = bench.measure(layout, asked.model_copy(update={"repeats": _ENOUGH}))
-        found = list(_figures(again, subject))
-    yield from found
+    found = judged(done)
+    yield from _compared(done, found)
+    yield _power(done, found, subject)
 
 
 def _harm(done: Bench, subject: Subject) -> Iterator[Check]:
@@ -286,37 +297,52 @@ def _harm(done: Bench, subject: Subject) -> Iterator[Check]:
             )
 
 
-def _figures(done: Bench, subject: Subject) -> Iterator[Check]:
+_STATUS = {
+    Grade.SAME: Status.PASS,
+    Grade.WORSE: Status.WARN,
+    Grade.TOO_MUCH: Status.FAIL,
+    Grade.UNKNOWN: Status.WARN,
+}
+
+
+def _compared(done: Bench, found: Weighed) -> Iterator[Check]:
     """Yield whether the series makes an upgrade slower, or larger, than the base does."""
-    for name in subject.mechanisms:
-        label = subject.label(name)
-        # Ratios are to the same mechanism's own base.
-        against = done.model_copy(
-            update={"request": done.request.model_copy(update={"reference": name})}
-        )
-        against = against.model_copy(update={"summary": figures.summarise(against)})
-        row = next((row for row in against.summary if row.mechanism == label), None)
-        if row is None or not row.ratios:
-            continue
-        met = [
-            one.text.removeprefix("*.")
-            for one in map(gate.condition, _CONDITIONS)
-            if (measured := one.measured(row)) and one.met(measured, None)
-        ]
-        pause, memory = (row.ratios.get(name) for name in ("pause_outside_ms", "memory_ratio"))
-        told = [
-            f"{what} {found.median:.2f} times the base's [{found.low:.2f}, {found.high:.2f}]"
-            for what, found in (("pause outside", pause), ("memory peak", memory))
-            if found and found.low is not None and found.high is not None
-        ]
-        if not told:
-            continue  # one round is nothing to compare
+    impossible = {entry.mechanism for entry in done.inapplicable}
+    for row in found.rows:
+        if row.grade is Grade.UNKNOWN and row.mechanism in impossible:
+            continue  # that has been said
         yield Check(
-            tool=f"bench of {name}",
-            status=Status.FAIL if met else Status.PASS,
-            summary="; ".join(told),
-            details="\n".join(met),
+            tool=f"bench of {row.mechanism}",
+            status=_STATUS[row.grade],
+            summary=worse.sentence(row),
+            details="\n".join(worse.words(one) for one in row.worse or row.compared),
         )
+
+
+def _power(done: Bench, found: Weighed, subject: Subject) -> Check:
+    """Return what this run could have seen, by each mechanism."""
+    least, limit = found.steadiest, subject.allowed.slower_ms
+    labels = [subject.label(name) for name in subject.mechanisms]
+    upgraded = sum(run.mechanism in labels for run in done.runs)
+    rounds = f"after {done.request.repeats} rounds"
+    if least is None:
+        said = f"{rounds} no slowdown could have been seen"
+    else:
+        said = (
+            f"{rounds} {least.seen:.0f} ms more pause, {least.seen_ratio or 0:.2f} times the "
+            f"base's, would have been seen ({least.mechanism})"
+        )
+    if not found.enough:
+        said += f"; failing begins at {limit:g} ms: take --max-repeats {2 * done.request.repeats}"
+    return Check(
+        tool=POWER,
+        status=Status.PASS if found.enough or found.too_much else Status.WARN,
+        summary=said,
+        details="\n".join(
+            [f"{row.mechanism}: {worse.seen(row)}" for row in found.rows if row.compared]
+            + [f"guests harmed in {worse.rarest_harm(upgraded):.0%} of upgrades or more"]
+        ),
+    )
 
 
 #: In this order; what comes after one that fails and is marked is not tried.

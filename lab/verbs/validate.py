@@ -18,6 +18,7 @@ from lab.base.progress import note
 from lab.base.record import as_json_list
 from lab.host import facts
 from lab.results import rounds
+from lab.results.worse import WORSE, Allowed
 from lab.review import candidate, checks, suite
 from lab.review.candidate import Subject
 from lab.review.checks import Check, Status
@@ -25,8 +26,32 @@ from lab.review.checks import Check, Status
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``pageflip validate``."""
-    candidate.add_arguments(parser, ram="512M", touch="75%")
+    candidate.add_arguments(parser, ram="512M", touch="75%", repeats=6)
     add = parser.add_argument
+    add(
+        "--max-repeats",
+        type=int,
+        default=15,
+        metavar="N",
+        help="rounds at most, where fewer could not see what --max-slower-ms is (default: 15)",
+    )
+    allowed = Allowed()
+    add(
+        "--max-slower-ms",
+        type=float,
+        default=allowed.slower_ms,
+        metavar="MS",
+        help=f"a pause that is longer by more, and by more than noise, is a failure "
+        f"(default: {allowed.slower_ms:g})",
+    )
+    add(
+        "--max-memory-ratio",
+        type=float,
+        default=allowed.memory_ratio,
+        metavar="RATIO",
+        help=f"memory that is so many times the base's, and more than noise, is a failure "
+        f"(default: {allowed.memory_ratio:g})",
+    )
     add("--mechanisms", metavar="A,B,...", help="upgraded by (default: what the base has)")
     add(
         "--tags",
@@ -67,15 +92,19 @@ def tested_by(mine: Subject, found: Sequence[Check]) -> str:
 def show(found: Sequence[Check], console: Console) -> None:
     """Print the verdict, and what is wrong in full."""
     failed = [check for check in found if check.status is Status.FAIL]
-    console.print(Text("FAIL", "bold red") if failed else Text("PASS", "bold green"))
+    worse = any(check.summary.startswith(WORSE) for check in found)
+    said = "FAIL" if failed else "PASS, BUT WORSE THAN THE BASE" if worse else "PASS"
+    console.print(Text(said, "bold red" if failed else "bold yellow" if worse else "bold green"))
     table = Table(box=None, show_header=False)
     colours = {Status.PASS: "green", Status.WARN: "yellow", Status.FAIL: "red"}
     for check in found:
         table.add_row(Text(check.status, colours[check.status]), check.tool, Text(check.summary))
     console.print(table)
-    for check in failed:
+    for check in found:
+        if check.status is not Status.FAIL and check.tool != checks.POWER:
+            continue
         for line in check.details.splitlines():
-            console.print(Text(f"  {check.tool}: {line}", "red"))
+            console.print(Text(f"  {check.tool}: {line}", "red" if check in failed else ""))
 
 
 def run(given: argparse.Namespace) -> int:
@@ -84,7 +113,13 @@ def run(given: argparse.Namespace) -> int:
     if given.tags:
         suite.known(given.tags)
     mine = candidate.asked_for(given, names, "validate-")
-    mine = dataclasses.replace(mine, every_patch=not given.no_bisect, tags=given.tags)
+    mine = dataclasses.replace(
+        mine,
+        every_patch=not given.no_bisect,
+        tags=given.tags,
+        most=given.max_repeats,
+        allowed=Allowed(slower_ms=given.max_slower_ms, memory_ratio=given.max_memory_ratio),
+    )
     rounds.plan(checks.request(mine))  # every size fits: said before hours of work, not after
     found = validate(mine)
     text = tested_by(mine, found)

@@ -128,4 +128,4 @@ def test_nothing_is_read_where_that_is_not_wanted(monkeypatch: pytest.MonkeyPatc
     with sampled(Pid(1), Pid(2), wanted=False) as sampler:
         time.sleep(0.05)
     assert (read, sampler.samples) == ([], [])
-    assert memory.Used(None, []).with_huge_pages(os.getpid(), GIB).memory is None
+    assert memory.Used(None, []).with_new(os.getpid(), GIB).memory is None
