@@ -206,6 +206,10 @@ class Phases(Model):
         default=None, description="what the guest changed since the fork is sent"
     )
     load: float | None = Field(default=None, description="device state loaded by the new QEMU")
+    resume: float | None = Field(
+        default=None,
+        description="everything loaded to virtual processors started, in the new QEMU",
+    )
     move: float | None = Field(default=None, description="first page to last page")
 
 

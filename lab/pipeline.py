@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from lab.base.layout import Layout
 from lab.base.progress import note_once, step
 from lab.guest import disk
 from lab.host import facts
-from lab.measure import downtime, integrity, memory
+from lab.measure import downtime, integrity, memory, phases
 from lab.measure.timeline import Timeline, brownout, timeline
 from lab.mechanisms.move import Interfere, Move, move
 from lab.model import Findings, Integrity, Pages, Pause, Result
@@ -196,6 +196,8 @@ class Measured:
     used: memory.Used
     pause: Pause
     line: Timeline
+    #: When the steps of the migration were reached (s since the epoch), by QEMU's names.
+    steps: Mapping[str, float]
 
 
 def measure(stage: Stage, old: Vm, checked: Checked, used: memory.Used) -> Measured:
@@ -213,6 +215,7 @@ def measure(stage: Stage, old: Vm, checked: Checked, used: memory.Used) -> Measu
         used=used,
         pause=downtime.pause(*beats, moved.window, *events, moved.new.cpu),
         line=timeline(*beats, moved.window, events, readings, old.cpu),
+        steps=phases.steps(old.checkpoints, moved.new.checkpoints),
     )
     stage.record.write(
         "measure",
@@ -252,7 +255,7 @@ def verdict(stage: Stage, seen: Measured) -> Result:
         total_ms=moved.window.ms if moved.survivor_is_new else None,
         pause_ms=seen.pause,
         brownout=brownout(seen.line),
-        phases_ms=mechanism.phases(moved.old_info, moved.new_start_ms),
+        phases_ms=phases.complete(mechanism.phases(moved.old_info, moved.new_start_ms), seen.steps),
         memory=seen.used.memory,
         integrity=seen.checked.integrity,
         blocks=mechanism.blocks(moved.old_info, options.ram_bytes),

@@ -30,7 +30,14 @@ _PAUSES = {
     "pause_inside_ms": "pause inside",
     "before_stop_ms": "part of the pause before STOP",
     "after_resume_ms": "part of the pause after RESUME",
+    "phase_stop_ms": "phase stop",
+    "phase_save_ms": "phase save",
+    "phase_load_ms": "phase load",
+    "phase_resume_ms": "phase resume",
 }
+#: Of these it is said how small a slowdown could have been seen: by the guest's clients, and in
+#: QEMU's own account of what comes before the guest runs again.
+_SEEN = {OUTSIDE: "", "pause_qmp_ms": " from STOP to RESUME", "phase_resume_ms": " in phase resume"}
 #: What a series leaks, and what it doubles.
 _LEAK, _PEAK = "memory_after_mib", "memory_ratio"
 _MEMORY = {_PEAK: "memory peak / before", _LEAK: "memory afterwards"}
@@ -128,7 +135,7 @@ def judge(
         },
         resolution,
     )
-    found = paired.compare(family, alpha, (*_PAUSES, *_MEMORY)) if family.tracks else []
+    found = paired.compare(family, alpha, (*_SEEN, *_MEMORY)) if family.tracks else []
     names = [*([paired.TOGETHER] if family.shared else []), *pairs]
     return Weighed([_judged(name, found, allowed) for name in names], allowed)
 
@@ -230,7 +237,8 @@ def _unit(figure: str) -> str:
 def seen(row: Judged) -> str:
     """Return the smallest slowdown, leak and doubling that could have been seen, in words."""
     parts = []
-    for name, what in ((OUTSIDE, "slower"), (_LEAK, "leaked"), (_PEAK, "more at the peak")):
+    slower = {name: f"slower{where}" for name, where in _SEEN.items()}
+    for name, what in {**slower, _LEAK: "leaked", _PEAK: "more at the peak"}.items():
         one = row.figure(name)
         if one is None:
             parts.append(f"{what}: not measured")
@@ -239,7 +247,7 @@ def seen(row: Judged) -> str:
         elif name == _PEAK:
             parts.append(f"{what}: {one.seen_ratio:.3f} times")
         else:
-            ratio = f" ({one.seen_ratio:.2f} times)" if one.seen_ratio and name == OUTSIDE else ""
+            ratio = f" ({one.seen_ratio:.2f} times)" if one.seen_ratio and name in slower else ""
             parts.append(f"{what}: {one.seen:.1f}{_unit(name)}{ratio}")
     return ", ".join(parts)
 

@@ -20,6 +20,9 @@ _AGENT_PORT = "org.qemu.guest_agent.0"
 #: both sides cannot be migrated.
 BOARDS = {"q35": "pc-q35-10.0", "i440fx": "pc-i440fx-10.0"}
 MACHINE_TYPE = BOARDS["q35"]
+#: What QEMU traces, read by lab.vm.tracelog.  The second is a pattern: a release that does not have
+#: it says nothing then.
+TRACED = ("runstate_set", "vmstate_downtime_checkpoin*")
 
 
 class Backing(enum.StrEnum):
@@ -125,7 +128,8 @@ class Machine:
             "-no-user-config",
             "-display",
             "none",
-            *("-msg", "timestamp=on", "-trace", "runstate_set"),  # read by lab.vm.tracelog
+            *("-msg", "timestamp=on"),
+            *(word for event in TRACED for word in ("-trace", event)),
             *_board(self),
             *_boots(self),
             "-chardev",

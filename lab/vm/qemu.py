@@ -65,6 +65,11 @@ class Qemu:
             return heard
         return [*heard, *tracelog.resumes(self._output())]
 
+    @property
+    def checkpoints(self) -> dict[str, float]:
+        """When it reached each step of the migration (s since the epoch), by QEMU's names."""
+        return tracelog.checkpoints(self._output())
+
     def read_cpu(self) -> None:
         """Take down how much processor time it has used by now."""
         if (used := facts.cpu_ms(self.pid)) is not None:

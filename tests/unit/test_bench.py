@@ -112,6 +112,21 @@ def test_every_run_is_kept_and_the_warm_up_is_not_counted(tmp_path: Path) -> Non
     assert "precopy" in (the_directory(tmp_path) / "bench.md").read_text(encoding="utf-8")
 
 
+def test_the_parts_of_an_upgrade_are_kept_with_its_run(tmp_path: Path) -> None:
+    known = fake_bench.known()
+    more = {
+        "pause_ms": {**known["pause_ms"], "before_stop": 3.0, "after_resume": 21.0},
+        "memory": {**known["memory"], "new_pss_bytes": 300 * 2**20},
+    }
+    words = ("--mechanisms", "gift", "--ram", "1G", "--repeats", "1")
+    _, done = carried_out(tmp_path, Runner(trouble=lambda _n, _o: more), *words)
+    parts = done.runs[0].parts
+    assert (parts["before_stop_ms"], parts["after_resume_ms"]) == (3.0, 21.0)
+    assert parts["phase_save_ms"] == known["phases_ms"]["save"]
+    assert parts["memory_after_mib"] == 300
+    assert "phase_resume_ms" not in parts
+
+
 def test_huge_pages_are_counted_for_private_memory_only(tmp_path: Path) -> None:
     words = ("--mechanisms", "gift,cpr-transfer", "--ram", "1G", "--repeats", "1")
     _, done = carried_out(tmp_path, Runner(), *words)

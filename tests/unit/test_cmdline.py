@@ -45,6 +45,12 @@ def test_an_ordinary_guest_has_ordinary_memory() -> None:
     assert "-incoming" not in words
 
 
+def test_the_steps_of_a_migration_are_traced() -> None:
+    words = OLD.argv()
+    traced = [words[place + 1] for place, word in enumerate(words) if word == "-trace"]
+    assert traced == ["runstate_set", "vmstate_downtime_checkpoin*"]
+
+
 def test_the_successor_differs_in_what_belongs_to_the_process_only() -> None:
     old, new = OLD.argv(), successor().argv()
     assert new[-2:] == ["-incoming", "defer"]

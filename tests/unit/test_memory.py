@@ -129,3 +129,13 @@ def test_nothing_is_read_where_that_is_not_wanted(monkeypatch: pytest.MonkeyPatc
         time.sleep(0.05)
     assert (read, sampler.samples) == ([], [])
     assert memory.Used(None, []).with_new(os.getpid(), GIB).memory is None
+
+
+def test_what_the_new_qemu_is_left_with() -> None:
+    used = memory.Used(summarise(100, [], 0, None), [])
+    own = used.with_new(os.getpid(), GIB).memory
+    gone = used.with_new(2**22 + 1, GIB).memory
+    assert own is not None
+    assert gone is not None
+    assert (own.new_pss_bytes or 0) > 2**20
+    assert gone.new_pss_bytes is None

@@ -9,7 +9,7 @@ from itertools import pairwise
 import fake_bench
 import pytest
 
-from lab.results.rounds import order, plan, split
+from lab.results.rounds import in_turn, order, plan, split
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 6, 7])
@@ -64,6 +64,18 @@ def test_the_same_with_and_without_reading_memory() -> None:
     assert [(o.mechanism, o.memory_samples, o.new) for o in found.values()] == [
         ("flip", True, "10.2"), ("flip", False, "10.2"), ("flip", False, "10.0"),
     ]  # fmt: skip
+
+
+def test_what_is_one_mechanism_is_run_one_after_the_other() -> None:
+    labels = ["flip", "gift", "flip@10.2+s", "gift@10.2+s", "copy"]
+    rounds = [[label[:4] for label in in_turn(labels, number)] for number in range(6)]
+    for row in rounds:
+        assert abs(row.index("flip") - (4 - row[::-1].index("flip"))) == 1
+        assert abs(row.index("gift") - (4 - row[::-1].index("gift"))) == 1
+    whole = [in_turn(labels, number) for number in range(6)]
+    first = [row.index("flip") < row.index("flip@10.2+s") for row in whole]
+    assert first == [True, False, True, False, True, False]
+    assert all(sorted(row) == sorted(labels) for row in whole)
 
 
 def test_one_rate_is_not_mentioned() -> None:

@@ -31,6 +31,21 @@ def test_what_qemu_said_besides() -> None:
     assert tracelog.without(f"one\n{OLD}two\n").split() == ["one", "two"]
 
 
+STEPS = (
+    "29391@1795451194.760000:vmstate_downtime_checkpoint src-vm-stopped\n"
+    "2026-11-23T16:26:36.350000Z vmstate_downtime_checkpoint dst-precopy-bh-enter\n"
+    "2026-11-23T16:26:36.356500Z vmstate_downtime_checkpoint dst-precopy-bh-enter\n"
+)
+
+
+def test_steps_of_a_migration_have_their_last_time() -> None:
+    found = tracelog.checkpoints(f"+ qemu\n{OLD}{STEPS}{NEW}")
+    assert found == pytest.approx(
+        {"src-vm-stopped": 1795451194.76, "dst-precopy-bh-enter": 1795451196.3565}, abs=1e-6
+    )
+    assert tracelog.without(f"one\n{STEPS}two\n").split() == ["one", "two"]
+
+
 @given(st.text())
 def test_any_text_can_be_read(text: str) -> None:
     assert all(event.name == "RESUME" for event in tracelog.resumes(text))
