@@ -32,6 +32,7 @@ VERBS: dict[str, tuple[str, str]] = {
     ),
     "bench": ("lab.verbs.bench", "compare mechanisms: many upgrades, interleaved, with statistics"),
     "report": ("lab.verbs.report", "make a page of a bench or an upgrade"),
+    "recover": ("lab.verbs.recover", "bring live upgrades to their end that were left half done"),
     "preflight": ("lab.verbs.preflight", "look at a running QEMU: how it could be upgraded"),
     "validate": ("lab.verbs.validate", "apply, build and try a patch series"),
     "bisect": ("lab.verbs.bisect", "find the patch of a series that makes a figure worse"),

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import tempfile
 from pathlib import Path
 
@@ -25,3 +26,34 @@ def write_whole(path: Path, text: str) -> None:
         beside = Path(directory) / path.name
         beside.write_text(text, encoding="utf-8")
         beside.replace(path)
+
+
+def write_durably(path: Path, text: str) -> None:
+    """Write a file as `write_whole` does, for its owner only, and return when it is on disk.
+
+    Raises OSError, and leaves the file that was there before.
+    """
+    new = beside(path)
+    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        with open(descriptor, "w", encoding="utf-8", closefd=False) as file:
+            file.write(text)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    new.replace(path)
+    flush(path.parent)
+
+
+def beside(path: Path) -> Path:
+    """Return where `write_durably` writes first: a run that is killed may leave it there."""
+    return path.with_name(f".{path.name}.new")
+
+
+def flush(directory: Path) -> None:
+    """Return when what has been made, renamed or removed in a directory is on disk (fsync(2))."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

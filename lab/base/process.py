@@ -166,7 +166,9 @@ class Lent:
 
 
 @contextmanager
-def lent(argv: Argv, *, log: Path, cwd: Path, umask: int) -> Iterator[Lent]:
+def lent(
+    argv: Argv, *, log: Path, cwd: Path, umask: int, env: Mapping[str, str] | None = None
+) -> Iterator[Lent]:
     """Start a child for somebody else; end it when the block is left, unless it is kept.
 
     What the user asked for has to go on when the lab is gone: it is the one child that the kernel
@@ -174,7 +176,7 @@ def lent(argv: Argv, *, log: Path, cwd: Path, umask: int) -> Iterator[Lent]:
     """
     words = [os.fspath(word) for word in argv]
     try:
-        process = _started(words, log, cwd=cwd, env=environment(), umask=umask)
+        process = _started(words, log, cwd=cwd, env=environment(env), umask=umask)
     except OSError as error:
         raise CommandError(argv, error.strerror or str(error), "", log, "") from error
     lent = Lent(process)

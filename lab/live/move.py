@@ -21,10 +21,13 @@ from lab import mechanisms
 from lab.base import process
 from lab.base.deadline import Deadline, DeadlineError
 from lab.base.errors import CannotTellError, LabError, PreconditionError
+from lab.base.identity import Who
 from lab.base.layout import Layout, socket_directory
 from lab.base.progress import note
 from lab.base.record import Spare
-from lab.live import aside, look, preflight
+from lab.live import aside, journal, look, preflight
+from lab.live.aside import Aside, File
+from lab.live.journal import Entry, Journal, LiveStep, Owner
 from lab.live.look import Connect, Running
 from lab.live.preflight import Preflight
 from lab.live.successor import Successor
@@ -91,6 +94,7 @@ def plan(
     connect: Connect = look.connected,
 ) -> Plan:
     """Look at a QEMU; raise PreconditionError with every reason when it cannot be upgraded."""
+    journal.check_free(Who.of(look.find(what)[0]))
     found = look.look(what, connect)
     made = preflight.successor(found, new)
     seen = preflight.examine(found, new, made)
@@ -148,37 +152,90 @@ class Mover:
 
     def one(self, plan: Plan) -> Moved:
         """Upgrade one, and leave whoever has the guest then in peace."""
-        found, made = plan.found, plan.successor
         record = Spare(self._layout.new_run("live-"))
         record.write("preflight", plan.seen.model_dump(mode="json"))
         with ExitStack() as stack:
             sockets = stack.enter_context(socket_directory())
+            passed = stack.enter_context(aside.descriptors(plan.found.pid, plan.successor.passed))
+            files = aside.named(
+                [*plan.successor.files, plan.found.monitor], aside.listening(passed)
+            )
+            book = stack.enter_context(journal.begun(_entry(plan, record, sockets, files)))
+            try:
+                result = self._journaled(plan, record, sockets, passed, Aside(files), book)
+            except BaseException:
+                if book.entry.step in {LiveStep.PLANNED, LiveStep.STARTING}:
+                    book.finish()  # everything has been undone
+                else:
+                    note(f"how far it got is in the journal: {journal.hint(plan.found.pid)}")
+                raise
+            if book.entry.runs is not Owner.EITHER:
+                book.finish()
+        if result.outcome is Outcome.UPGRADED:
+            _verify(result)
+        return result
+
+    def _journaled(
+        self,
+        plan: Plan,
+        record: Spare,
+        sockets: Path,
+        passed: Sequence[int],
+        files: Aside,
+        book: Journal,
+    ) -> Moved:
+        found = plan.found
+        with ExitStack() as stack:
             os.chown(sockets, *_owner(found.pid))
             start = stack.enter_context(factory(record.directory, None))
             command = CommandLine(found.argv, sockets, found.monitor)
             old = Qemu("old", command, process.Foreign(found.pid), record.directory / "old.log")
             start.connect(old)
-            passed = stack.enter_context(aside.descriptors(found.pid, made.passed))
-            files = stack.enter_context(aside.aside(made.files, aside.listening(passed)))
+            book.write(LiveStep.STARTING)
+            stack.enter_context(files.held())
             new, keep = stack.enter_context(_successor(plan, record, sockets, passed))
+            if not plan.mechanism.inherits:
+                book.write(new=Who.of(new.pid))
+            book.write(LiveStep.MOVING, runs=Owner.EITHER)
             self._on_their_way.add(old)
             try:
-                result = _move(start, plan, old, new, record)
+                result = _move(start, plan, old, new, record, files, book)
+            except BaseException:
+                keep()
+                files.leave()
+                raise
             finally:
                 self._on_their_way.discard(old)
             if result.outcome is Outcome.UPGRADED:
                 keep()
+                book.write(LiveStep.SETTLING, runs=Owner.NEW, new=Who.of(new.pid))
                 files.keep()
                 _quit(old)
             elif result.outcome in {Outcome.ROLLED_BACK, Outcome.REHEARSED}:
+                book.write(LiveStep.SETTLING, runs=Owner.OLD)
                 if plan.mechanism.inherits and new.pid:  # by the old one: others are ended by us
                     _wait_ended(new)
             else:
                 keep()
                 files.leave()
-        if result.outcome is Outcome.UPGRADED:
-            _verify(result)
         return result
+
+
+def _entry(plan: Plan, record: Spare, sockets: Path, files: Sequence[File]) -> Entry:
+    """Return how the journal of an upgrade begins; its socket directory is its mark."""
+    monitor = plan.found.monitor
+    return Entry(
+        began=journal.now(),
+        lab=Who.of(os.getpid()),
+        old=Who.of(plan.found.pid),
+        mark=str(sockets),
+        mechanism=plan.mechanism.name,
+        stops=not plan.mechanism.resumes,
+        ran=plan.found.state == "running",
+        monitor=str(next((one.path for one in files if one.has(monitor)), monitor)),
+        run_directory=str(record.directory),
+        resources=tuple(one.resource() for one in files),
+    )
 
 
 @contextmanager
@@ -200,7 +257,8 @@ def _successor(
     log = record.log("new.log")
     argv = [*_as_user(found.pid), *command.argv()]
     umask = int(_status(found.pid, "Umask"), base=8)
-    with process.lent(argv, log=log, cwd=found.cwd, umask=umask) as lent:
+    mark = {journal.MARK: str(sockets)}
+    with process.lent(argv, log=log, cwd=found.cwd, umask=umask, env=mark) as lent:
         yield Qemu("new", command, lent.process, log), lent.keep
 
 
@@ -225,10 +283,26 @@ def _as_user(pid: int) -> list[str]:
     return ["setpriv", "--reuid", str(user), "--regid", str(group), *more, "--"]
 
 
-def _move(start: VmFactory, plan: Plan, old: Qemu, new: Qemu, record: Spare) -> Moved:
+def _move(
+    start: VmFactory,
+    plan: Plan,
+    old: Qemu,
+    new: Qemu,
+    record: Spare,
+    files: Aside,
+    book: Journal,
+) -> Moved:
     """Move the guest and return the result."""
     with memory.sampled(old, new, considerate=True) as sampler:
-        moved = move(start, old, new, plan.mechanism, plan.asked)
+        moved = move(
+            start,
+            old,
+            new,
+            plan.mechanism,
+            plan.asked,
+            look=lambda _new: files.lend(),
+            resuming=lambda _new: book.write(LiveStep.RESUMING),
+        )
     record.write("upgrade", moved.record())
     used = memory.summarise(plan.seen.used_bytes, sampler.samples, 0, None)
     result = Moved(
@@ -304,3 +378,7 @@ def _tell(moved: Moved) -> None:
         Outcome.DOUBLED: f"and process {moved.new_pid} BOTH run the guest: stop one of them",
     }.get(moved.outcome, f"nobody runs its guest; process {moved.new_pid} may have it, stopped")
     note(f"process {moved.pid} was not upgraded; {where}: {moved.failure}")
+    if moved.outcome is not Outcome.ROLLED_BACK:
+        note(
+            f"what can still be done, and puts its files in their places: {journal.hint(moved.pid)}"
+        )

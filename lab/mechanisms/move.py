@@ -75,6 +75,8 @@ class Move(Generic[Q]):
 
 #: What a test does to the two QEMUs (old, new) as soon as the move has begun.
 Interfere = Callable[[Q, Q], None]
+#: Called with the new QEMU.
+Look = Callable[[Qemu], None]
 
 
 def move(
@@ -84,11 +86,14 @@ def move(
     mechanism: Mechanism,
     asked: Asked,
     interfere: Interfere[Q] | None = None,
+    look: Look = lambda _new: None,
+    resuming: Look = lambda _new: None,
 ) -> Move[Q]:
     """Move the guest of `old` to `new`, which has just been started.
 
-    A failed move is reported by ``failure`` and ``outcome``, not by an exception: it is what the
-    lab is there to find.
+    `look` sees the new QEMU before anything has begun, where there is one by then; `resuming` does
+    before it is told to run the guest, where it has to be.  A failed move is no exception, but told
+    by ``failure`` and ``outcome``: it is what the lab is there to find.
     """
     start_ns = time.monotonic_ns()
     new_start_ms, failure = None, ""
@@ -96,6 +101,7 @@ def move(
         if mechanism.monitor_first:
             factory.connect(new)
             new_start_ms = (time.monotonic_ns() - start_ns) / 1e6
+            look(new)
         mechanism.prepare(old, new)
         old.read_cpu()
         start_ns = time.monotonic_ns()
@@ -107,6 +113,7 @@ def move(
         # A QEMU that has become another one says nothing any more.
         _wait_completed(*([new] if mechanism.in_place else [old, new]))
         if not mechanism.resumes:
+            resuming(new)
             new.monitor.execute("cont")
     except (QmpError, MonitorError, VmDiedError, DeadlineError) as error:
         failure = _why(old, error)
@@ -116,12 +123,17 @@ def move(
     new.read_cpu()
     outcome = _settle(old, new, bool(failure))
     if outcome is Outcome.LOST and not failure and not new.dead:
-        said = "; ".join(filter(None, (new.said(), old.said())))
-        failure = f"the new QEMU has the guest, which is {new.state()} there; its output: {said}"
+        failure = _stuck(old, new)
     info = _migrate_info(old)
     if outcome is Outcome.ROLLED_BACK and info.get("localhost", {}).get("rehearsed"):
         outcome, failure = Outcome.REHEARSED, ""
     return Move(new, window, outcome, failure, new_start_ms, info)
+
+
+def _stuck(old: Qemu, new: Qemu) -> str:
+    """Return what is known of a guest that has arrived, and is not run."""
+    said = "; ".join(filter(None, (new.said(), old.said())))
+    return f"the new QEMU has the guest, which is {new.state()} there; its output: {said}"
 
 
 def _reach(factory: VmFactory, new: Qemu) -> None:

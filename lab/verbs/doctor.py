@@ -24,6 +24,7 @@ from lab.base.errors import CannotTellError, ExitCode, LabError
 from lab.base.layout import Layout
 from lab.guest import images
 from lab.host import cgroup, facts, userfault
+from lab.live import journal
 from lab.pair import build, firmware, toolchain
 from lab.pair.toolchain import Need
 from lab.vm import accel
@@ -227,11 +228,24 @@ def accelerators(layout: Layout) -> Iterator[Finding]:
                 yield Finding(title, "missing", report.reason, "this is worth a report")
 
 
+def unfinished(_layout: Layout) -> Iterator[Finding]:
+    """Live upgrades of this user's that were left half done, or are going on."""
+    found = journal.left()
+    for entry in found.entries:
+        text = f"process {entry.old.pid}, begun at {entry.began}: {entry.step}"
+        yield Finding(
+            "live upgrade", "note", text, f"if it has stopped: {journal.hint(entry.old.pid)}"
+        )
+    for error in found.damaged:
+        yield Finding("live upgrade", "note", error.message, error.hint)
+
+
 _PARTS: tuple[Callable[[Layout], Iterator[Finding]], ...] = (
     machine,
     tools,
     memory_features,
     builds,
+    unfinished,
     accelerators,
 )
 

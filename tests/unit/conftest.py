@@ -48,3 +48,10 @@ def sockets() -> Iterator[Path]:
     """A directory whose name is short enough for unix sockets."""
     with socket_directory() as directory:
         yield directory
+
+
+@pytest.fixture
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where journals are, for this test alone."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    return tmp_path / "state"

@@ -4,12 +4,16 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from lab.base.identity import Who
+from lab.live.journal import Entry
 
 GREETING = {
     "QMP": {
@@ -94,3 +98,14 @@ def fake_qemu(path: Path, answer: Answer) -> Iterator[FakeQemu]:
         yield qemu
     finally:
         qemu.close()
+
+
+def made_entry(**more: Any) -> Entry:
+    """Return a journal of an upgrade of this process's, begun by this process."""
+    who = Who.of(os.getpid())
+    told: dict[str, Any] = {
+        "began": "2026-01-02T03:04:05Z", "lab": who, "old": who, "mark": "/run/mark",
+        "mechanism": "flip", "stops": False, "ran": True, "monitor": "/run/qmp",
+        "run_directory": "/out",
+    }  # fmt: skip
+    return Entry(**{**told, **more})

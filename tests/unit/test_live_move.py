@@ -131,12 +131,13 @@ class Found:
     pid, state = 7, "running"
 
 
-def test_why_one_cannot_be_upgraded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_why_one_cannot_be_upgraded(monkeypatch: pytest.MonkeyPatch, state: Path) -> None:
     def way(name: str, *reasons: str) -> Any:
         return argparse.Namespace(mechanism=name, reasons=list(reasons))
 
     seen = argparse.Namespace(ways=[way("flip", "blocked: x"), way("gift")], best="gift")
-    monkeypatch.setattr(move.look, "look", lambda _what: Found())
+    monkeypatch.setattr(move.look, "look", lambda *_: Found())
+    monkeypatch.setattr(move.look, "find", lambda _what: (os.getpid(), Path("/run/q")))
     monkeypatch.setattr(move.preflight, "examine", lambda *_: seen)
     monkeypatch.setattr(move.preflight, "successor", lambda *_: None)
     new = cast("Any", argparse.Namespace(path="/new"))
