@@ -3,18 +3,22 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from lab.base.deadline import Deadline, DeadlineError
 from lab.base.errors import PreconditionError, UsageError
 from lab.base.number import whole
 from lab.host import facts
-from lab.live import successor
-from lab.live.successor import driver, values
+from lab.live import truth, words
+from lab.live.changes import changes
+from lab.live.truth import Truth
+from lab.live.truth.ask import Talks
+from lab.live.words import options, values
 from lab.vm import binary
 from lab.vm.binary import Binary
 from lab.vm.monitor import Monitor, MonitorError, QmpError, monitor
@@ -23,18 +27,6 @@ _CONNECT_S = 5.0
 _ANSWER_S = 10.0
 #: Runs a QMP command with its arguments.
 Ask = Callable[..., Any]
-
-
-class Talks(Protocol):
-    """Whoever passes QMP commands on: a monitor, or a manager's own way to one."""
-
-    def execute(
-        self,
-        command: str,
-        arguments: Mapping[str, Any] | None = None,
-        deadline: Deadline | None = None,
-    ) -> Any:
-        """Run a command and return its answer; raise QmpError, MonitorError or DeadlineError."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +56,8 @@ class Running:
     #: What is no more as its command line says.
     changes: tuple[str, ...] = ()
     cwd: Path = Path("/")
+    #: Everything that it is and has.
+    truth: Truth | None = None
 
     @property
     def ram_bytes(self) -> int:
@@ -79,7 +73,7 @@ def find(what: str) -> tuple[int, Path]:
     asked = whole(what)
     if asked is not None:
         pid = _process_of(asked)
-        return pid, monitor_of(pid, command_line(pid))
+        return pid, monitor_of(pid, configured(pid, command_line(pid)))
     path = Path(what)
     hint = "name a running QEMU by its process id or by its QMP socket"
     try:
@@ -106,18 +100,35 @@ def command_line(pid: int) -> tuple[str, ...]:
         raise UsageError(f"there is no process {pid}") from error
     except PermissionError as error:
         raise PreconditionError(f"process {pid} is another user's", "run as its user") from error
-    argv = tuple(word.decode(errors="replace") for word in text.split(b"\0")[:-1])
-    if not argv or "qemu" not in Path(argv[0]).name:
+    argv = tuple(map(os.fsdecode, text.split(b"\0")[:-1]))
+    names = {Path(name).name for name in (*argv[:1], _program(pid))}
+    if not any("qemu" in name or name == "kvm" for name in names):
         said = argv[0] if argv else "a process of the kernel"
         raise UsageError(f"process {pid} is no QEMU: {said}")
     return argv
 
 
-def options(argv: Sequence[str], name: str) -> Iterator[str]:
-    """Return every value of an option, written with one dash or two."""
-    return (
-        value for option, value in successor.pairs(argv) if option == name and value is not None
-    )
+def _program(pid: int) -> str:
+    """Return the program that a process runs, or "" where one may not look."""
+    with suppress(OSError):
+        return str(Path(f"/proc/{pid}/exe").readlink())
+    return ""
+
+
+def configured(pid: int, argv: Sequence[str]) -> tuple[str, ...]:
+    """Return a command line with what its configuration files (-readconfig) say, by their names.
+
+    One that cannot be read, or not be understood, stays as it is.
+    """
+    found = list(argv[:1])
+    for name, value in words.pairs(argv):
+        more = [f"-{name}", *([] if value is None else [value])]
+        if name == "readconfig" and value is not None:
+            with suppress(OSError, ValueError):
+                path = Path(f"/proc/{pid}/cwd").resolve() / value
+                more = words.configured(path.read_text(encoding="utf-8"))
+        found += more
+    return tuple(found)
 
 
 def monitor_of(pid: int, argv: Sequence[str]) -> Path:
@@ -125,8 +136,13 @@ def monitor_of(pid: int, argv: Sequence[str]) -> Path:
     chardevs = {one.get("id", ""): one for one in map(values, options(argv, "chardev"))}
     paths = [
         values(text.removeprefix("unix:"))[""]
-        for text in options(argv, "qmp")
+        for text in options(argv, "qmp", "qmp-pretty")
         if text.startswith("unix:")
+    ]
+    paths += [
+        _listens(pid, chardevs.get(text.removeprefix("chardev:"), {}))
+        for text in options(argv, "qmp", "qmp-pretty")
+        if text.startswith("chardev:")
     ]
     paths += [
         _listens(pid, chardevs.get(one.get("chardev", one.get("", "")), {}))
@@ -138,8 +154,8 @@ def monitor_of(pid: int, argv: Sequence[str]) -> Path:
         return Path(path) if path.startswith("/") else Path(f"/proc/{pid}/cwd").resolve() / path
     raise PreconditionError(
         f"process {pid} has no QMP monitor on a unix socket",
-        hint="only a QEMU that can be talked to can be moved; add one through its human monitor: "
-        "chardev-add socket,id=m,path=/run/m,server=on,wait=off",
+        hint="only a QEMU that can be talked to can be moved; start it with "
+        "-qmp unix:/run/m,server=on,wait=off the next time",
     )
 
 
@@ -199,7 +215,7 @@ def look(what: str, connect: Connect = connected) -> Running:
     Raises UsageError and PreconditionError when there is nobody to ask.
     """
     pid, path = find(what)
-    argv = command_line(pid)
+    argv = configured(pid, command_line(pid))
     with connect(pid, path) as qmp:
 
         def ask(command: str, **arguments: str) -> Any:
@@ -212,6 +228,10 @@ def look(what: str, connect: Connect = connected) -> Running:
             except QmpError:
                 return None
 
+        place = Path(f"/proc/{pid}/cwd").resolve()
+        own = [str(place / path) for path in options(argv, "pidfile")]
+        # A manager's own way is too slow for thousands of questions.
+        found = truth.take(pid, qmp, own, whole=isinstance(qmp, Monitor))
         return Running(
             pid=pid,
             argv=argv,
@@ -223,8 +243,9 @@ def look(what: str, connect: Connect = connected) -> Running:
             ram=tuple(_ram(argv, ask)),
             blockers=tuple(ask("query-migrate").get("blocked-reasons", ())),
             aux_share=bool(told("/machine", "aux-ram-share")),
-            changes=tuple(_changes(argv, ask, told)),
-            cwd=Path(f"/proc/{pid}/cwd").readlink(),
+            changes=tuple(changes(argv, found)),
+            cwd=Path(found.cwd),
+            truth=found,
         )
 
 
@@ -244,26 +265,8 @@ def _ram(argv: Sequence[str], ask: Ask) -> Iterator[Backend]:
     windows = {
         values(text).get("memdev")
         for text in options(argv, "device")
-        if driver(text).startswith("ivshmem")
+        if words.driver(text).startswith("ivshmem")
     }
     for one in ask("query-memdev"):
         if one.get("id") not in windows:
             yield Backend(one.get("id", "ram"), int(one["size"]), bool(one["share"]))
-
-
-def _changes(argv: Sequence[str], ask: Ask, told: Callable[[str, str], Any]) -> Iterator[str]:
-    """Yield what was plugged in, taken out or exchanged since QEMU was started."""
-    named = {successor.identifier(text) for text in options(argv, "device")} - {""}
-    there = {one["name"] for one in ask("qom-list", path="/machine/peripheral")} - {"type"}
-    for name in sorted(named - there):
-        yield f"device {name} was taken out while the guest ran"
-    for place in ("/machine/peripheral", "/machine/peripheral-anon"):
-        for one in ask("qom-list", path=place):
-            path = f"{place}/{one['name']}"
-            if one["type"].startswith("child<") and told(path, "hotplugged"):
-                yield f"device {one['name']} was plugged in while the guest ran"
-    for disk in ask("query-block"):
-        image = disk.get("inserted", {}).get("image", {}).get("filename", "")
-        # An image of several layers, or of another protocol, is JSON or a URL here.
-        if image.startswith("/") and not any(Path(image).name in word for word in argv):
-            yield f"the image of {disk.get('device') or disk.get('qdev')} is {image} by now"

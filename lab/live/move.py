@@ -15,8 +15,6 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import Field
-
 from lab import mechanisms
 from lab.base import process
 from lab.base.deadline import Deadline, DeadlineError
@@ -27,37 +25,20 @@ from lab.base.progress import note
 from lab.base.record import Spare
 from lab.live import aside, journal, look, preflight
 from lab.live.aside import Aside, File
+from lab.live.check import Sameness
 from lab.live.journal import Entry, Journal, LiveStep, Owner
 from lab.live.look import Connect, Running
+from lab.live.moved import Moved, tell
 from lab.live.preflight import Preflight
 from lab.live.successor import Successor
 from lab.measure import downtime, memory
 from lab.mechanisms import Asked, Mechanism
 from lab.mechanisms.move import move
-from lab.model import Model, Outcome
+from lab.model import Outcome
 from lab.vm.binary import Binary
 from lab.vm.qemu import Qemu, VmFactory, factory
 
 _QUIT_S = 30.0
-#: What an upgrade ends in, or a rehearsal.
-SUCCESS = frozenset({Outcome.UPGRADED, Outcome.REHEARSED})
-
-
-class Moved(Model):
-    """The result for one QEMU."""
-
-    pid: int
-    new_pid: int = Field(description="0 where there is none")
-    outcome: Outcome
-    failure: str = Field(description="why, when it did not move; empty when it did")
-    mechanism: str
-    old_version: str
-    new_version: str
-    monitor: str = Field(description="the QMP socket, of both")
-    pause_ms: float | None = Field(description="STOP to RESUME")
-    total_ms: float
-    memory_ratio: float | None = Field(description="peak of both QEMUs' PSS to before")
-    run_directory: str
 
 
 @dataclass(frozen=True)
@@ -145,9 +126,9 @@ class Mover:
         except BaseException:
             self._stop.set()
             raise
-        if moved.outcome not in SUCCESS:
+        if not moved.done:
             self._stop.set()
-        _tell(moved)
+        tell(moved)
         return moved
 
     def one(self, plan: Plan) -> Moved:
@@ -191,6 +172,7 @@ class Mover:
             command = CommandLine(found.argv, sockets, found.monitor)
             old = Qemu("old", command, process.Foreign(found.pid), record.directory / "old.log")
             start.connect(old)
+            check = Sameness(old, plan.successor.files, sockets)
             book.write(LiveStep.STARTING)
             stack.enter_context(files.held())
             new, keep = stack.enter_context(_successor(plan, record, sockets, passed))
@@ -199,7 +181,7 @@ class Mover:
             book.write(LiveStep.MOVING, runs=Owner.EITHER)
             self._on_their_way.add(old)
             try:
-                result = _move(start, plan, old, new, record, files, book)
+                result = _move(start, plan, old, new, record, check, files, book)
             except BaseException:
                 keep()
                 files.leave()
@@ -211,8 +193,10 @@ class Mover:
                 book.write(LiveStep.SETTLING, runs=Owner.NEW, new=Who.of(new.pid))
                 files.keep()
                 _quit(old)
+                result = _checked(result, check, new, record)
             elif result.outcome in {Outcome.ROLLED_BACK, Outcome.REHEARSED}:
                 book.write(LiveStep.SETTLING, runs=Owner.OLD)
+                check.restore(old)
                 if plan.mechanism.inherits and new.pid:  # by the old one: others are ended by us
                     _wait_ended(new)
             else:
@@ -289,18 +273,25 @@ def _move(
     old: Qemu,
     new: Qemu,
     record: Spare,
+    check: Sameness,
     files: Aside,
     book: Journal,
 ) -> Moved:
     """Move the guest and return the result."""
+
+    def look_at(there: Qemu) -> None:
+        files.lend()
+        check.before(there)
+
+    asked = dataclasses.replace(plan.asked, hold=plan.mechanism.can_hold(plan.found.binary))
     with memory.sampled(old, new, considerate=True) as sampler:
         moved = move(
             start,
             old,
             new,
             plan.mechanism,
-            plan.asked,
-            look=lambda _new: files.lend(),
+            asked,
+            look=look_at,
             resuming=lambda _new: book.write(LiveStep.RESUMING),
         )
     record.write("upgrade", moved.record())
@@ -321,6 +312,14 @@ def _move(
     )
     record.keep("moved.json", result.model_dump_json(indent=2) + "\n")
     return result
+
+
+def _checked(moved: Moved, check: Sameness, new: Qemu, record: Spare) -> Moved:
+    """Return the result with what the new QEMU lacks after all."""
+    differences = [*check.restore(new), *check.after(new)]
+    moved = moved.model_copy(update={"differences": differences})
+    record.keep("moved.json", moved.model_dump_json(indent=2) + "\n")
+    return moved
 
 
 def _quit(old: Qemu) -> None:
@@ -353,32 +352,4 @@ def _verify(moved: Moved) -> None:
             f"process {moved.pid} has been upgraded, but {moved.monitor} is answered by process "
             f"{there.pid}, QEMU {there.binary.version}, and not by {moved.new_pid}",
             hint=f"a record of everything that was done: {moved.run_directory}",
-        )
-
-
-def _tell(moved: Moved) -> None:
-    """Report the result for one QEMU."""
-    if moved.outcome is Outcome.UPGRADED:
-        pause = "" if moved.pause_ms is None else f", stood still for {moved.pause_ms:.1f} ms"
-        ratio = "" if moved.memory_ratio is None else f", memory {moved.memory_ratio:.2f}"
-        note(
-            f"process {moved.pid}, QEMU {moved.old_version}, is process {moved.new_pid}, QEMU "
-            f"{moved.new_version}, by {moved.mechanism}{pause}{ratio}"
-        )
-        return
-    if moved.outcome is Outcome.REHEARSED:
-        pause = "" if moved.pause_ms is None else f", standing still for {moved.pause_ms:.1f} ms"
-        note(
-            f"process {moved.pid}, QEMU {moved.old_version}: QEMU {moved.new_version} loads its "
-            f"guest by {moved.mechanism}; the guest went back{pause}"
-        )
-        return
-    where = {
-        Outcome.ROLLED_BACK: "its guest keeps running there, unaffected",
-        Outcome.DOUBLED: f"and process {moved.new_pid} BOTH run the guest: stop one of them",
-    }.get(moved.outcome, f"nobody runs its guest; process {moved.new_pid} may have it, stopped")
-    note(f"process {moved.pid} was not upgraded; {where}: {moved.failure}")
-    if moved.outcome is not Outcome.ROLLED_BACK:
-        note(
-            f"what can still be done, and puts its files in their places: {journal.hint(moved.pid)}"
         )

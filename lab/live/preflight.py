@@ -15,8 +15,10 @@ from lab import mechanisms
 from lab.base import process
 from lab.host import facts
 from lab.live import successor as derived
-from lab.live.look import Running, options
+from lab.live.look import Running
 from lab.live.successor import Successor
+from lab.live.truth import Truth
+from lab.live.words import driver, options
 from lab.measure import memory
 from lab.mechanisms import Mechanism
 from lab.model import Model
@@ -72,6 +74,7 @@ class Preflight(Model):
     basis: str
     new_argv: list[str] = Field(description="without -incoming: that is the mechanism's own")
     remarks: list[str]
+    truth: Truth | None = Field(default=None, description="everything that the running QEMU has")
 
 
 def examine(found: Running, new: Binary, made: Successor) -> Preflight:
@@ -101,6 +104,7 @@ def examine(found: Running, new: Binary, made: Successor) -> Preflight:
         basis=_BASIS,
         new_argv=made.argv,
         remarks=made.remarks,
+        truth=found.truth,
     )
 
 
@@ -120,7 +124,7 @@ def successor(found: Running, new: Binary) -> Successor:
 def lacks(new: Binary, found: Running) -> Iterator[str]:
     """Yield what the running QEMU has and the new one does not: devices, the machine type."""
     for what, wanted in (
-        ("device", {derived.driver(text) for text in options(found.argv, "device")}),
+        ("device", {driver(text) for text in options(found.argv, "device")}),
         ("machine", {found.machine}),
     ):
         said = process.run([new.path, f"-{what}", "help"], check=False).stdout

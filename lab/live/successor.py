@@ -6,15 +6,15 @@ Both run for a moment.  What only one of two QEMUs can have is put aside, passed
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from lab.base.number import whole
 from lab.live import known
+from lab.live.words import driver, is_on, kind, pairs, text_of, values
 
 #: What is not for the successor.
 _DROPPED = frozenset({"S", "daemonize", "incoming", "loadvm"})
@@ -39,40 +39,17 @@ _NEVER = {
     "spiceport": "SPICE is not carried over",
     "dbus": "D-Bus is not carried over",
 }
-#: Character devices in the short form of options, as ``-serial unix:/run/s,server,nowait``.
-_SHORT = frozenset({"monitor", "qmp", "qmp-pretty", "serial", "parallel"})
-
-
-def values(text: str) -> dict[str, str]:
-    """Return the parts of an option such as ``socket,id=a,path=b``; a comma in one is doubled.
-
-    Those of one in JSON read as if it had been written like that.
-    """
-    if text.startswith("{"):
-        return _flat(json.loads(text))
-    parts = text.replace(",,", "\0").split(",")
-    found = {}
-    for number, part in enumerate(parts):
-        name, equals, value = part.replace("\0", ",").partition("=")
-        found[name if equals else ("" if number == 0 else name)] = value if equals else name
-    return found
-
-
-def _flat(told: dict[str, Any]) -> dict[str, str]:
-    """Return an option's JSON as the parts of its other form."""
-    words = {True: "on", False: "off"}
-    flat = {
-        name: words[value] if isinstance(value, bool) else str(value)
-        for name, value in told.items()
-    }
-    return {"": flat.pop("type", flat.pop("driver", "")), **flat}
-
-
-def text_of(parts: dict[str, str]) -> str:
-    """Return what `values` takes apart, whole again."""
-    words = [parts[""]] if "" in parts else []
-    words += [f"{name}={value}" for name, value in parts.items() if name]
-    return ",".join(word.replace(",", ",,") for word in words)
+#: Character devices in the short form of options, as ``-serial unix:/run/s,server,nowait``, and
+#: the labels that they get, most of them with a number.
+_SHORT = {
+    "monitor": "compat_monitor%d",
+    "qmp": "compat_monitor%d",
+    "qmp-pretty": "compat_monitor%d",
+    "serial": "serial%d",
+    "parallel": "parallel%d",
+    "debugcon": "debugcon",
+}
+_MONITORS = frozenset({"monitor", "qmp", "qmp-pretty"})
 
 
 @dataclass(frozen=True)
@@ -109,6 +86,14 @@ class Successor:
     #: Why nobody but the old QEMU can start the new one.
     only_child: list[str] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
+    #: How many character devices of each label there have been.
+    labels: Counter[str] = field(default_factory=Counter)
+
+    def label(self, option: str) -> str:
+        """Return the label of the next character device of an option in the short form."""
+        label = _SHORT[option]
+        self.labels[label] += 1
+        return label % (self.labels[label] - 1) if "%" in label else label
 
     def with_descriptors(self, numbers: Sequence[int]) -> list[str]:
         """Return the command line with the descriptors in it that are passed."""
@@ -116,22 +101,6 @@ class Successor:
         for one, number in zip(self.passed, numbers, strict=True):
             words[one.word] = one.with_descriptor(number)
         return words
-
-
-def pairs(argv: Sequence[str]) -> Iterator[tuple[str, str | None]]:
-    """Yield the options of a command line with their values; an image by itself is ``hda``'s.
-
-    Whether an unknown option has a value is a guess: `successor` refuses it.
-    """
-    rest = list(argv[1:])
-    while rest:
-        word = rest.pop(0)
-        if not word.startswith("-"):
-            yield "hda", word
-            continue
-        name = word.lstrip("-")
-        guess = name not in known.WITH and bool(rest) and rest[0].startswith("-")
-        yield name, None if name in known.WITHOUT or guess or not rest else rest.pop(0)
 
 
 def successor(old: Sequence[str], new: Path, machine: str, cwd: Path) -> Successor:
@@ -182,45 +151,41 @@ def _file(made: Successor, path: str, place: Path | None) -> None:
     made.files.append(Path(path) if path.startswith("/") else (place or Path()) / path)
 
 
-def _is_server(parts: dict[str, str]) -> bool:
-    return parts.get("server", "off") in {"on", "server", "yes", "true"}
-
-
 def _chardev(made: Successor, name: str, text: str, place: Path | None) -> tuple[str, str]:
     parts = values(text)
-    _character(made, f"-{name} {text}", parts.get("", ""), parts, place)
+    _character(made, f"-{name} {text}", kind(parts, "backend"), parts, place)
     return name, text_of(parts)
 
 
 def _character(
-    made: Successor, said: str, kind: str, parts: dict[str, str], place: Path | None
+    made: Successor, said: str, what: str, parts: dict[str, str], place: Path | None
 ) -> None:
     """See to a character device; `parts` are changed to what the new QEMU needs."""
-    if "fd" in parts and kind == "socket" and _is_server(parts):
-        _passed(made, said, {**parts, "": kind, "wait": "off"}, "the listening socket")
+    if "fd" in parts and what == "socket" and is_on(parts, "server"):
+        _passed(made, said, {**parts, "wait": "off"}, "the listening socket")
         made.remarks.append(f"{said}: who is connected has to connect again")
     elif "fd" in parts:
         made.refusals.append(f"{said}: the descriptor is not passed on")
-    elif kind == "socket":
+    elif what == "socket":
         _socket(made, said, parts, place)
-    elif kind in _NEVER:
-        made.refusals.append(f"{said}: {_NEVER[kind]}")
-    elif kind == "file":
+    elif what in _NEVER:
+        made.refusals.append(f"{said}: {_NEVER[what]}")
+    elif what == "file":
         parts["append"] = "on"
-    elif kind == "stdio":
+    elif what == "stdio":
         made.only_child.append(f"{said}: its terminal is the old QEMU's")
-    elif kind == "pty":
+    elif what == "pty":
         made.remarks.append(f"{said}: the terminal gets another name")
     if "logfile" in parts:
         parts["logappend"] = "on"
 
 
 def _socket(made: Successor, said: str, parts: dict[str, str], place: Path | None) -> None:
-    if not _is_server(parts):
+    if not is_on(parts, "server"):
         made.remarks.append(f"{said}: the new QEMU connects there beside the old one")
     elif "path" not in parts:
         made.refusals.append(f"{said}: two QEMUs cannot listen on one port")
-    elif parts.get("abstract") in {"on", "abstract"}:
+    elif is_on(parts, "abstract"):
         made.refusals.append(f"{said}: two QEMUs cannot listen on one abstract socket")
     else:
         _file(made, parts["path"], place)
@@ -230,47 +195,47 @@ def _socket(made: Successor, said: str, parts: dict[str, str], place: Path | Non
 
 
 def _short(made: Successor, name: str, text: str, place: Path | None) -> tuple[str, str]:
-    """See to a character device in its short form; what has to be changed becomes the long one."""
-    kind, colon, rest = text.partition(":")
-    if kind == "mon" and colon:
-        inner = rest.partition(":")[0]
-        if inner == "stdio":
-            made.only_child.append(f"-{name} {text}: its terminal is the old QEMU's")
-        elif inner not in {"null", "vc", "pty"}:
-            made.refusals.append(f"-{name} {text}: write it with -chardev and mux=on")
-        return name, text
-    parts = values(rest if colon else text)
+    """See to a character device in its short form; what has to be changed becomes the long one.
+
+    It keeps the label that QEMU gives it (system/vl.c: serial_parse(), monitor_parse()).
+    """
+    label = made.label(name)
+    mux, short = text.startswith("mon:"), text.removeprefix("mon:")
+    what, colon, rest = short.partition(":")
+    parts = values(rest if colon else short)
     where = parts.pop("", "")
-    if kind == "unix":
-        kind, parts = "socket", {"path": where, **parts}
-    elif kind in {"tcp", "telnet", "websocket"}:
-        kind = "socket"
-    elif kind == "file":
-        parts["path"] = where
-    else:
-        _character(made, f"-{name} {text}", kind, dict(parts), place)
+    if what == "unix":
+        what, parts = "socket", {"path": where, **parts}
+    elif what in {"tcp", "telnet", "websocket"}:
+        what = "socket"
+    elif what == "file":
+        parts = {"path": rest}  # all of it: nothing can follow
+    _character(made, f"-{name} {text}", what, parts, place)
+    if what not in {"socket", "file"} or "path" not in parts:
         return name, text
-    _character(made, f"-{name} {text}", kind, parts, place)
-    if "path" not in parts:
-        return name, text
-    ident = f"pageflip-{name}-{len(made.argv)}"
-    made.argv += ["-chardev", text_of({"": kind, "id": ident, **parts})]
-    if name in {"serial", "parallel"}:
-        return name, f"chardev:{ident}"
+    made.argv += [
+        "-chardev",
+        text_of({"": what, "id": label, **parts, **({"mux": "on"} if mux else {})}),
+    ]
+    if name not in _MONITORS:
+        if mux:
+            made.argv += ["-mon", f"chardev={label},mode=readline"]
+        return name, f"chardev:{label}"
     pretty = ",pretty=on" if name == "qmp-pretty" else ""
-    return "mon", f"chardev={ident},mode={'readline' if name == 'monitor' else 'control'}{pretty}"
+    return "mon", f"chardev={label},mode={'readline' if name == 'monitor' else 'control'}{pretty}"
 
 
 def _network(made: Successor, name: str, text: str, _place: Path | None) -> tuple[str, str]:
     parts = values(text)
-    kind, said = parts.get("", ""), f"-{name} {text}"
-    if kind == "tap":
+    what, said = kind(parts, "type"), f"-{name} {text}"
+    forwards = any(part.partition(".")[0] in {"hostfwd", "guestfwd"} for part in parts)
+    if what == "tap":
         _tap(made, said, parts)
-    elif kind == "user" and {"hostfwd", "guestfwd"} & parts.keys():
+    elif what == "user" and forwards:
         made.refusals.append(f"{said}: two QEMUs cannot listen on one port")
-    elif kind == "user":
+    elif what == "user":
         made.remarks.append(f"{said}: connections through slirp do not survive")
-    elif kind not in {"none", "nic", "hubport"}:
+    elif what not in {"none", "nic", "hubport"}:
         made.refusals.append(f"{said}: a network of this kind is not carried over")
     return name, text
 
@@ -325,20 +290,6 @@ def _disk(made: Successor, name: str, text: str, _place: Path | None) -> tuple[s
     if values(text).get("snapshot") == "on":
         made.refusals.append(f"-{name} {text}: {_REFUSED['snapshot']}")
     return name, text
-
-
-def driver(text: str) -> str:
-    """Return the driver of a ``-device``, in either form."""
-    if text.startswith("{"):
-        return str(json.loads(text).get("driver", ""))
-    parts = values(text)
-    return parts.get("driver", parts.get("", ""))
-
-
-def identifier(text: str) -> str:
-    """Return the id of a ``-device``, in either form; "" without one."""
-    found = json.loads(text) if text.startswith("{") else values(text)
-    return str(found.get("id", ""))
 
 
 def _device(made: Successor, name: str, text: str, _place: Path | None) -> tuple[str, str]:

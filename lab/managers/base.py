@@ -13,7 +13,7 @@ from typing import ClassVar
 from lab.base.errors import CannotTellError
 from lab.host import facts
 from lab.live import look
-from lab.live.look import Talks
+from lab.live.truth.ask import Talks
 from lab.managers.threads import Threads
 
 

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from lab.base.errors import CannotTellError
-from lab.live.look import Talks
+from lab.live.truth.ask import Talks
 from lab.model import Model
 
 

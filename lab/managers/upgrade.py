@@ -15,8 +15,10 @@ from lab.base.errors import CannotTellError, LabError
 from lab.base.layout import Layout
 from lab.base.progress import note
 from lab.live import look, move
-from lab.live.look import Running, Talks
-from lab.live.move import Moved, Mover, Plan
+from lab.live.look import Running
+from lab.live.move import Mover, Plan
+from lab.live.moved import Moved
+from lab.live.truth.ask import Talks
 from lab.managers.base import Guest, Manager, new_qemu
 from lab.mechanisms import Asked
 from lab.model import Outcome

@@ -27,6 +27,8 @@ class Asked:
     rehearse: bool = False
     #: Compare each page with the new QEMU's before the commit.
     verify: bool = False
+    #: Wait before the guest stops, when the new QEMU is there, for somebody to look at it.
+    hold: bool = False
 
 
 class Mechanism(abc.ABC):
@@ -55,6 +57,13 @@ class Mechanism(abc.ABC):
     def missing(self, old: Binary, new: Binary) -> str:
         """Return what this pair lacks for the mechanism, or an empty string."""
         return ""
+
+    def can_hold(self, old: Binary) -> bool:
+        """Return whether the move can wait for somebody to look at the new QEMU (`Asked.hold`).
+
+        A new QEMU that is there before the move begins is looked at before.
+        """
+        return False
 
     def missing_for_descriptors(self, old: Binary) -> str:
         """Return what the old QEMU lacks to let the new one have descriptors, or an empty string.

@@ -54,6 +54,8 @@ class Localhost(Mechanism):
             wanted["rehearse"] = True
         if asked.verify:
             wanted["x-verify"] = True
+        if asked.hold:
+            wanted["hold"] = True
         return wanted
 
     def blocks(self, info: Mapping[str, Any], ram_bytes: int) -> list[Block]:
@@ -138,6 +140,9 @@ class Flip(Localhost):
     inherits = True
     pool = True
     early: ClassVar[bool] = True
+
+    def can_hold(self, old: Binary) -> bool:
+        return self.early and "hold" in old.localhost_arguments
 
     def missing_for_descriptors(self, old: Binary) -> str:
         if "fds" in old.localhost_arguments:

@@ -21,6 +21,8 @@ from lab.vm.qemu import Qemu, VmDiedError, VmFactory
 _COMPLETE_S = 300.0
 #: Postcopy does not fail, it waits for somebody who mends the connection; nobody does here.
 _FINAL = {"completed", "failed", "cancelled", "postcopy-paused"}
+#: Its status while it is held: the new QEMU is there, and the guest runs (MigrationStatus).
+_HELD = "pre-switchover"
 #: How long a side may take to notice that the other one is gone (s).
 _SETTLE_S = 60.0
 #: And how long it takes to be gone when its monitor is (s).
@@ -75,7 +77,7 @@ class Move(Generic[Q]):
 
 #: What a test does to the two QEMUs (old, new) as soon as the move has begun.
 Interfere = Callable[[Q, Q], None]
-#: Called with the new QEMU.
+#: Called with the new QEMU; may raise CannotTellError.
 Look = Callable[[Qemu], None]
 
 
@@ -91,32 +93,31 @@ def move(
 ) -> Move[Q]:
     """Move the guest of `old` to `new`, which has just been started.
 
-    `look` sees the new QEMU before anything has begun, where there is one by then; `resuming` does
-    before it is told to run the guest, where it has to be.  A failed move is no exception, but told
-    by ``failure`` and ``outcome``: it is what the lab is there to find.
+    `look` sees the new QEMU before anything has begun, or with ``asked.hold`` when the old one has
+    started it, and the guest stays where it is when that raises; `resuming` sees it before it is
+    told to run the guest, where it has to be.  A failed move is no exception, but told by
+    ``failure`` and ``outcome``: it is what the lab is there to find.
     """
     start_ns = time.monotonic_ns()
-    new_start_ms, failure = None, ""
+    new_start_ms, failure, begun = None, "", False
     try:
         if mechanism.monitor_first:
             factory.connect(new)
             new_start_ms = (time.monotonic_ns() - start_ns) / 1e6
             look(new)
+        begun = True
         mechanism.prepare(old, new)
         old.read_cpu()
         start_ns = time.monotonic_ns()
         mechanism.go(old, new, asked)
         if interfere:
             interfere(old, new)
-        if not mechanism.monitor_first:
-            factory.connect(new, lambda: _alive(old, new))
-        # A QEMU that has become another one says nothing any more.
-        _wait_completed(*([new] if mechanism.in_place else [old, new]))
+        _wait(factory, old, new, mechanism, look if asked.hold else None)
         if not mechanism.resumes:
             resuming(new)
             new.monitor.execute("cont")
-    except (QmpError, MonitorError, VmDiedError, DeadlineError) as error:
-        failure = _why(old, error)
+    except CannotTellError as error:
+        failure = _why(old, error) if begun else error.message
         _reach(factory, new)
     window = Window(start_ns, time.monotonic_ns())
     old.read_cpu()
@@ -128,6 +129,34 @@ def move(
     if outcome is Outcome.ROLLED_BACK and info.get("localhost", {}).get("rehearsed"):
         outcome, failure = Outcome.REHEARSED, ""
     return Move(new, window, outcome, failure, new_start_ms, info)
+
+
+def _wait(
+    factory: VmFactory, old: Qemu, new: Qemu, mechanism: Mechanism, look: Look | None
+) -> None:
+    """Wait until the move is complete; it is held until then for `look`, if there is one."""
+    if not mechanism.monitor_first:
+        factory.connect(new, lambda: _alive(old, new))
+        if look:
+            _look_while_held(old, new, look)
+    # A QEMU that has become another one says nothing any more.
+    _wait_completed(*([new] if mechanism.in_place else [old, new]))
+
+
+def _look_while_held(old: Qemu, new: Qemu, look: Look) -> None:
+    """Let `look` see the new QEMU and go on; cancel the move when it raises."""
+    deadline = Deadline.after(_COMPLETE_S, "the new QEMU is ready")
+    for _ in deadline.poll(0.002):
+        _alive(old, new)
+        event = old.monitor.last("MIGRATION")
+        if event and event.data["status"] == _HELD:
+            break
+    try:
+        look(new)
+    except CannotTellError:
+        old.monitor.execute("migrate_cancel")
+        raise
+    old.monitor.execute("migrate-continue", {"state": _HELD})
 
 
 def _stuck(old: Qemu, new: Qemu) -> str:

@@ -16,7 +16,8 @@ from lab.base.layout import Layout
 from lab.base.progress import note
 from lab.base.record import as_json, as_json_list
 from lab.live import look, move
-from lab.live.move import Moved, Plan
+from lab.live.move import Plan
+from lab.live.moved import Moved
 from lab.managers import upgrade as managed
 from lab.mechanisms import Asked
 from lab.model import VerdictKind
@@ -148,5 +149,5 @@ def _tell(given: argparse.Namespace, moved: Sequence[Moved], wanted: int) -> int
         sys.stdout.write(as_json_list(moved))
     if len(moved) < wanted:
         note(f"{wanted - len(moved)} of {wanted} were not started, and are unchanged")
-    done = [one for one in moved if one.outcome in move.SUCCESS]
+    done = [one for one in moved if one.done]
     return ExitCode.PASS if len(done) == wanted else ExitCode.FAIL

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import contextmanager, suppress
@@ -119,6 +119,31 @@ class Monitor:
             raise MonitorError(f"{self.name}: {command}: the monitor is gone ({error})") from error
         self.log(f"{self.name} = {answer}")
         return answer
+
+    def execute_all(
+        self, commands: Sequence[tuple[str, Mapping[str, Any]]], deadline: Deadline
+    ) -> list[Any]:
+        """Run commands without waiting for each, and return the answers in order.
+
+        In place of an answer there is a QmpError for what QEMU refuses; raises MonitorError or
+        DeadlineError.
+        """
+        self.log(f"{self.name} > {len(commands)} commands, the first {commands[:1]}")
+        try:
+            answers: list[Any] = self._wait(self._execute_all(commands), deadline)
+        except (QMPError, ExecInterruptedError, OSError) as error:
+            raise MonitorError(f"{self.name}: the monitor is gone ({error})") from error
+        return answers
+
+    async def _execute_all(self, commands: Sequence[tuple[str, Mapping[str, Any]]]) -> list[Any]:
+        async def one(command: str, arguments: Mapping[str, Any]) -> Any:
+            try:
+                message = self._client.make_execute_msg(command, arguments)
+                return await self._client.execute_msg(message)
+            except ExecuteError as error:
+                return QmpError(f"{self.name}: {command}: {error}")
+
+        return list(await asyncio.gather(*(one(*command) for command in commands)))
 
     def give(self, name: str, descriptor: int) -> None:
         """Give QEMU a descriptor under a name (the command getfd); raises as `execute` does."""

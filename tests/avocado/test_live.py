@@ -20,7 +20,8 @@ from lab.base.layout import Layout, socket_directory
 from lab.guest import images
 from lab.live import look
 from lab.live import move as live
-from lab.live.move import Moved, Mover
+from lab.live.move import Mover
+from lab.live.moved import Moved
 from lab.measure import downtime, integrity
 from lab.model import Outcome
 from lab.pair import firmware

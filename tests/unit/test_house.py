@@ -48,8 +48,8 @@ def table() -> str:
             continue
         lines.append(f"| **`{name}/`** | | **{summary(LAB / name / '__init__.py')}** |")
         lines += [
-            f"| | `{path.stem}` | {summary(path)} |"
-            for path in sorted((LAB / name).glob("*.py"))
+            f"| | `{path.relative_to(LAB / name).with_suffix('')}` | {summary(path)} |"
+            for path in sorted((LAB / name).rglob("*.py"))
             if path.name != "__init__.py"
         ]
     return "\n".join(lines) + "\n"

@@ -20,7 +20,8 @@ from lab.base import process
 from lab.base.errors import PreconditionError, UsageError
 from lab.base.layout import Layout
 from lab.live import move
-from lab.live.move import CommandLine, Moved, Mover, Plan
+from lab.live.move import CommandLine, Mover, Plan
+from lab.live.moved import Moved
 from lab.model import Outcome
 from lab.verbs import upgrade
 from lab.vm.qemu import Qemu

@@ -203,14 +203,23 @@ def test_a_running_one_is_asked_and_nothing_more(
         "query-status": {"status": "running"},
         "query-kvm": {"enabled": False},
         "query-migrate": {"blocked-reasons": ["so it is"]},
-        "query-block": [
-            {"device": "a", "inserted": {"image": {"filename": "/images/new.qcow2"}}},
-            {"device": "b", "inserted": {"image": {"filename": "/images/b.qcow2"}}},
-            {"device": "cd"},
-        ],
+        "query-block": [{"device": "cd"}],
+        "query-named-block-nodes": [],
+        "x-debug-query-block-graph": {"nodes": [], "edges": []},
+        "query-jobs": [],
+        "query-block-exports": [],
+        "query-chardev": [{"label": "serial0", "filename": "disconnected:unix:/run/s,server=on"}],
+        "query-name": {},
+        "query-uuid": {"UUID": "0"},
+        "query-cpus-fast": [{"cpu-index": 0, "thread-id": 5}],
+        "query-memory-size-summary": {"base-memory": 2**30},
+        "query-migrate-capabilities": [{"capability": "events", "state": False}],
+        "query-migrate-parameters": {},
+        "human-monitor-command": "e.0: index=0,type=nic,model=e\r\n \\ n0: index=0,type=tap,fd=5",
         "qom-get": "pc-q35-10.0-machine",
     }
     asked: list[str] = []
+    hmp: list[str] = []
 
     def answer(command: str, arguments: dict[str, Any]) -> dict[str, Any]:
         asked.append(command)
@@ -218,19 +227,27 @@ def test_a_running_one_is_asked_and_nothing_more(
             return {"return": devices.get(arguments["path"], [])}
         if arguments.get("property") == "hotplugged":
             return {"return": arguments["path"].endswith("late")}
+        if command == "human-monitor-command":
+            hmp.append(arguments["command-line"])
         return {"return": answers[command]}
 
+    hotplugged = [{"name": "type", "type": "string"}, {"name": "hotplugged", "type": "bool"}]
     devices = {
-        "/machine/peripheral": [
+        "/machine": [
             {"name": "type", "type": "string"},
+            {"name": "peripheral", "type": "child<container>"},
+        ],
+        "/machine/peripheral": [
             {"name": "early", "type": "child<x>"},
             {"name": "late", "type": "child<x>"},
-        ]
+        ],
+        "/machine/peripheral/early": hotplugged,
+        "/machine/peripheral/late": hotplugged,
     }
     argv = (
         "/old/qemu-system-x86_64", "-device", "ivshmem-plain,memdev=window",
         "-device", "x,id=early", "-device", '{"driver": "x", "id": "gone"}',
-        "-drive", "file=b.qcow2",
+        "-netdev", "tap,id=n0",
     )  # fmt: skip
     monkeypatch.setattr(look, "command_line", lambda _pid: argv)
     with fake_qemu(sockets / "qmp", answer):
@@ -241,8 +258,35 @@ def test_a_running_one_is_asked_and_nothing_more(
     assert found.changes == (
         "device gone was taken out while the guest ran",
         "device late was plugged in while the guest ran",
-        "the image of a is /images/new.qcow2 by now",
     )
     # Nothing that changes anything.
-    assert all(re.match(r"query-|qom-get|qom-list", command) for command in asked)
+    assert all(re.match(r"x-debug-query-|query-|qom-get|qom-list|human", one) for one in asked)
+    assert hmp == ["info network"]
+    truth = found.truth
+    assert truth
+    assert truth.chardevs["serial0"].where == "unix:/run/s,server=on"
+    assert truth.networks == {"e.0": "index=0,type=nic,model=e", "n0": "index=0,type=tap"}
+    assert truth.machine.cpus == [{"index": 0}]
     assert json.loads(examined(found).model_dump_json())["ram_bytes"] == 2**30
+
+
+def test_a_qemu_by_another_name() -> None:
+    """Some distributions' is called kvm; and its command line may be no UTF-8."""
+    argv = [b"/usr/bin/kvm", b"-c", b"echo; read line", b"\xff"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(argv, executable="/bin/sh", stdin=pipe, stdout=pipe) as child:
+        assert child.stdout
+        child.stdout.readline()
+        assert os.fsencode(look.command_line(child.pid)[-1]) == b"\xff"
+
+
+def test_a_configuration_file_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "a.cfg"
+    file.write_text('[chardev "m"]\nbackend = "socket"\npath = "/run/m"\n[mon]\n'
+                    'chardev = "m"\nmode = "control"\n', encoding="utf-8")  # fmt: skip
+    argv = look.configured(os.getpid(), ("qemu", "-S", "-readconfig", str(file), "-m", "1G"))
+    assert look.monitor_of(1, argv) == Path("/run/m")
+    assert argv[:2] == ("qemu", "-S")
+    assert argv[-2:] == ("-m", "1G")
+    unreadable = ("qemu", "-readconfig", str(tmp_path / "none"))
+    assert look.configured(os.getpid(), unreadable) == unreadable

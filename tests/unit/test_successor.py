@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lab.base.layout import Layout
-from lab.live import known, successor
+from lab.live import known, successor, words
 from lab.live.successor import Successor
 from lab.source.releases import load_releases
 
@@ -27,9 +27,9 @@ def line(text: str) -> str:
 
 def test_options_are_read_as_qemu_reads_them() -> None:
     told = {"": "socket", "id": "a", "path": "/x,y", "server": "server"}
-    assert successor.values("socket,id=a,path=/x,,y,server") == told
-    assert successor.values(successor.text_of(told)) == told
-    assert list(successor.pairs(["qemu", "-S", "--append", "-x", "disk.img", "-name", "n"])) == [
+    assert words.values("socket,id=a,path=/x,,y,server") == told
+    assert words.values(words.text_of(told)) == told
+    assert list(words.pairs(["qemu", "-S", "--append", "-x", "disk.img", "-name", "n"])) == [
         ("S", None), ("append", "-x"), ("hda", "disk.img"), ("name", "n"),
     ]  # fmt: skip
 
@@ -43,19 +43,32 @@ def test_options_are_read_as_qemu_reads_them() -> None:
         ("-pidfile /run/p", None),
         (
             "-qmp unix:/run/q,server,nowait",
-            "-chardev socket,id=pageflip-qmp-3,path=/run/q,server=on,wait=off "
-            "-mon chardev=pageflip-qmp-3,mode=control",
+            "-chardev socket,id=compat_monitor0,path=/run/q,server=on,wait=off "
+            "-mon chardev=compat_monitor0,mode=control",
         ),
         (
             "-monitor unix:/run/m,server=on,wait=off",
-            "-chardev socket,id=pageflip-monitor-3,path=/run/m,server=on,wait=off "
-            "-mon chardev=pageflip-monitor-3,mode=readline",
+            "-chardev socket,id=compat_monitor0,path=/run/m,server=on,wait=off "
+            "-mon chardev=compat_monitor0,mode=readline",
         ),
         (
             "-serial file:/var/log/a",
-            "-chardev file,id=pageflip-serial-3,path=/var/log/a,append=on "
-            "-serial chardev:pageflip-serial-3",
+            "-chardev file,id=serial0,path=/var/log/a,append=on -serial chardev:serial0",
         ),
+        (
+            "-serial none -serial mon:unix:/run/a,,b,server",
+            "-serial none -chardev socket,id=serial1,path=/run/a,,b,server=on,wait=off,mux=on "
+            "-mon chardev=serial1,mode=readline -serial chardev:serial1",
+        ),
+        (
+            "-debugcon file:/var/log/a,b",
+            "-chardev file,id=debugcon,path=/var/log/a,,b,append=on -debugcon chardev:debugcon",
+        ),
+        (
+            "-chardev backend=socket,id=a,path=/run/a,server=yes,wait=no",
+            "-chardev backend=socket,id=a,path=/run/a,server=on,wait=off",
+        ),
+        ('-netdev type=user,id=a -netdev \'{"type": "user", "id": "b"}\'', None),
         ("-serial null -parallel none -monitor vc", None),
         (
             "-chardev socket,id=a,path=/run/a,server=on,wait=on",
@@ -102,7 +115,7 @@ def test_a_tap_becomes_a_descriptor() -> None:
     [
         (
             """-netdev '{"type":"tap","fd":"30","id":"n","vhost":false}'""",
-            ["-netdev", "tap,id=n,vhost=off,fd=9"],
+            ["-netdev", "type=tap,id=n,vhost=off,fd=9"],
         ),
         (
             "-chardev socket,id=a,fd=28,server=on,wait=on",
@@ -144,6 +157,9 @@ def test_a_descriptor_that_management_passed_is_passed_on(text: str, becomes: li
         """-netdev '{"type":"user","hostfwd":[{"str":"tcp::1-:2"}],"id":"n"}'""",
         "-chardev spicevmc,id=a,name=vdagent",
         "-netdev user,id=n,hostfwd=tcp::1-:2",
+        '-netdev \'{"type": "user", "id": "n", "hostfwd": [{"str": "tcp::1-:2"}]}\'',
+        "-netdev type=vde,id=n",
+        "-chardev backend=udp,id=a,port=1",
         "-netdev bridge,id=n,br=b",
         "-netdev tap,id=n,ifname=t",
         "-netdev tap,id=n,fd=3,vhost=on",
@@ -186,18 +202,18 @@ def test_every_release_s_options_are_known() -> None:
     assert known.RELEASES.keys() == releases.keys(), "python tests/patches/test_options.py"
     assert not known.WITH & known.WITHOUT
     tables = (successor._DROPPED, successor._REFUSED, successor._SHORT, successor._CARRIED)
-    assert frozenset().union(*tables) <= known.WITH | known.WITHOUT
+    assert frozenset[str]().union(*tables) <= known.WITH | known.WITHOUT
 
 
 @pytest.mark.parametrize("name", sorted(known.WITHOUT))
 def test_an_option_without_a_value_swallows_nothing(name: str) -> None:
     assert any(text.startswith("-snapshot: ") for text in made(f"-{name} -snapshot").refusals)
-    assert ("snapshot", None) in successor.pairs(["qemu", f"-{name}", "-snapshot"])
+    assert ("snapshot", None) in words.pairs(["qemu", f"-{name}", "-snapshot"])
 
 
 @pytest.mark.parametrize("name", sorted(known.WITH))
 def test_an_option_with_a_value_keeps_it(name: str) -> None:
-    assert list(successor.pairs(["qemu", f"-{name}", "-snapshot", "-S"])) == [
+    assert list(words.pairs(["qemu", f"-{name}", "-snapshot", "-S"])) == [
         (name, "-snapshot"), ("S", None),
     ]  # fmt: skip
 

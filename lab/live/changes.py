@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a running QEMU has that its command line does not say any more; pure but for the files.
+
+A new QEMU is started with the command line, so it would be without.  What is found here is found
+before anything is started; what is not is found when both QEMUs are compared.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from lab.live.truth import Truth
+from lab.live.truth.kernel import identity
+from lab.live.truth.model import Node
+from lab.live.words import options, pairs, values
+
+#: Options that name images.
+_IMAGES = (
+    "drive", "blockdev", "hda", "hdb", "hdc", "hdd", "cdrom", "fda", "fdb", "sd", "pflash",
+    "mtdblock",
+)  # fmt: skip
+#: What QEMU makes for options in the short form, or by itself.
+_OWN = re.compile(
+    r"(compat_monitor|serial|parallel|vc|vnc|mon|gdb)\d*(-base)?|debugcon|sclp\w*"  # chardevs
+    r"|pc\.ram|ram|mem|.*\.ram|throttle-.*|pr-.*"  # objects
+)
+#: Network backends without an id.
+_UNNAMED = ("#net", "hub")
+
+
+def changes(argv: Sequence[str], truth: Truth) -> Iterator[str]:
+    """Yield, in words, what was added, taken out or exchanged since QEMU was started."""
+    named = set(_names(argv))
+    yield from _devices(argv, truth)
+    yield from _images(argv, truth)
+    yield from _block(truth)
+    for what, found in (
+        ("block node", truth.block.others),
+        ("character device", filter(_by_somebody, truth.chardevs)),
+        ("network backend", _backends(truth)),
+        ("object", filter(_by_somebody, truth.objects)),
+    ):
+        for name in found:
+            if name.removesuffix("-base") not in named:  # QEMU calls the part behind a mux so
+                yield f"{what} {name} was added while the guest ran"
+    if truth.root != "/":
+        yield f"it runs in {truth.root} (chroot), where no other QEMU can be started"
+
+
+def _by_somebody(name: str) -> bool:
+    """Return whether QEMU has something of that name only if somebody asks for it by that name."""
+    return not _OWN.fullmatch(name)
+
+
+def _backends(truth: Truth) -> Iterator[str]:
+    for name, what in truth.networks.items():
+        if "type=nic" not in what and "type=hubport" not in what and not name.startswith(_UNNAMED):
+            yield name
+
+
+def _block(truth: Truth) -> Iterator[str]:
+    for name, job in truth.block.jobs.items():
+        yield f"job {name} is there ({job}): a job does not go over to another QEMU; let it end"
+    for name, export in truth.block.exports.items():
+        yield f"export {name} of {export['node-name']} was added while the guest ran"
+    for name, node in _nodes(truth):
+        for bitmap, one in node.bitmaps.items():
+            if not one.persistent:
+                yield f"dirty bitmap {bitmap} of {name} is in memory only (persistent=off)"
+        if node.lost:
+            yield f"{node.lost}, which {name} is in, is not the file that QEMU has open"
+
+
+def _names(argv: Sequence[str]) -> Iterator[str]:
+    """Yield every id and node name of a command line."""
+    for _, value in pairs(argv):
+        try:
+            parts = values(value or "")
+        except ValueError:
+            continue
+        for name, part in parts.items():
+            if name.rpartition(".")[2] in {"id", "node-name"}:
+                yield part
+
+
+def _devices(argv: Sequence[str], truth: Truth) -> Iterator[str]:
+    named = {values(text).get("id", "") for text in options(argv, "device")} - {""}
+    there = {}
+    for path, device in truth.devices.items():
+        place, _, name = path.rpartition("/")
+        if place in {"/machine/peripheral", "/machine/peripheral-anon"}:
+            there[name] = device
+    for name in sorted(named - there.keys()):
+        yield f"device {name} was taken out while the guest ran"
+    for name, device in sorted(there.items()):
+        if device.properties.get("hotplugged"):
+            yield f"device {name} was plugged in while the guest ran"
+
+
+def _images(argv: Sequence[str], truth: Truth) -> Iterator[str]:
+    """Yield the drives whose image is none that the command line names."""
+    said = {identity(path) for path in _paths(argv, Path(truth.cwd))} - {None}
+    for name, drive in truth.block.drives.items():
+        if drive.medium is None:
+            continue
+        file = drive.medium.lowest.file
+        if file and file.identity not in said:
+            yield f"the image of {name} is {file.name} by now"
+
+
+def _paths(argv: Sequence[str], cwd: Path) -> Iterator[Path]:
+    """Yield everything that may be the name of an image."""
+    for text in options(argv, *_IMAGES):
+        whole = [text] if not text.startswith("{") else []
+        for name in [*whole, *values(text).values()]:
+            if len(name) < 4096:
+                yield cwd / name.removeprefix("file:")
+
+
+def _nodes(truth: Truth) -> Iterator[tuple[str, Node]]:
+    """Yield every node of the block graph with the name of the drive that it is below."""
+    waiting = [(name, one.medium) for name, one in truth.block.drives.items() if one.medium]
+    waiting += list(truth.block.others.items())
+    while waiting:
+        name, node = waiting.pop()
+        yield name, node
+        waiting += [(name, child) for child in node.children.values()]

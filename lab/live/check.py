@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The checks around a live upgrade: both QEMUs compared, and migration's settings given back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from lab.base.deadline import DeadlineError
+from lab.base.errors import CannotTellError
+from lab.live import compare, truth
+from lab.live.compare import Mismatch
+from lab.live.truth import Truth
+from lab.live.truth.model import Migration
+from lab.vm.monitor import Monitor, MonitorError, QmpError
+from lab.vm.qemu import Qemu
+
+
+class DifferentError(CannotTellError):
+    """The new QEMU is not what the old one is; the guest was not moved."""
+
+
+class Sameness:
+    """Compares the new QEMU with the old one, before the guest is committed and after."""
+
+    def __init__(self, old: Qemu, own: Sequence[Path], sockets: Path) -> None:
+        #: What another QEMU has none of: the pid file, and what is between both.
+        self._own = frozenset(str(path) for path in own)
+        self._sockets = sockets
+        self.old = self._take(old)
+
+    def _take(self, qemu: Qemu) -> Truth:
+        found = truth.take(qemu.pid, qemu.monitor, self._own)
+        between = str(self._sockets)
+        return found.model_copy(
+            update={
+                "listeners": [one for one in found.listeners if between not in one.address],
+                "files": [one for one in found.files if between not in one.name],
+            }
+        )
+
+    def before(self, new: Qemu) -> None:
+        """Raise DifferentError unless the new QEMU, which waits for the guest, is the same."""
+        if found := compare.differences(self.old, self._take(new), committed=False):
+            raise DifferentError(f"the new QEMU is not the same: {in_words(found)}")
+
+    def after(self, new: Qemu) -> list[str]:
+        """Return what the new QEMU, which has the guest, has not in common with the old one."""
+        found = compare.differences(self.old, self._take(new), committed=True)
+        return [str(one) for one in found]
+
+    def restore(self, qemu: Qemu) -> list[str]:
+        """Set migration of the one that has the guest as it was; return what could not be set."""
+        try:
+            return restore(qemu.monitor, self.old.migration)
+        except (MonitorError, QmpError, DeadlineError) as error:
+            return [error.message]
+
+
+def restore(monitor: Monitor, wanted: Migration) -> list[str]:
+    """Set a QEMU's migration as it is wanted, and return what it refuses.
+
+    What it has never heard of is left out: it is a setting of another version's.
+    """
+    refused = []
+    told = monitor.execute("query-migrate-capabilities")
+    there = {one["capability"]: one["state"] for one in told}
+    wrong = [
+        {"capability": name, "state": state}
+        for name, state in wanted.capabilities.items()
+        if there.get(name, state) != state
+    ]
+    if wrong:
+        try:
+            monitor.execute("migrate-set-capabilities", {"capabilities": wrong})
+        except QmpError as error:
+            refused.append(error.message)
+    parameters = monitor.execute("query-migrate-parameters")
+    for name, value in wanted.parameters.items():
+        if parameters.get(name, value) != value:
+            try:
+                monitor.execute("migrate-set-parameters", {name: value})
+            except QmpError as error:
+                refused.append(error.message)
+    return refused
+
+
+def in_words(found: Sequence[Mismatch], most: int = 5) -> str:
+    """Return the differences, but not more than can be read."""
+    more = f"; and {len(found) - most} more" if len(found) > most else ""
+    return "; ".join(map(str, found[:most])) + more

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What is a difference between two QEMUs, and what is not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from made_truth import DISK, block, device, disk_node, drive, file_node, truth
+
+from lab.live import compare
+from lab.live.truth.model import Bitmap, Chardev, Listener, Migration, OpenFile, Truth
+
+OTHER = OpenFile(device=1, inode=8, name="/images/other.qcow2")
+LIMITED = {"bps": 1000, "group": "d0"}
+
+
+def new(**more: Any) -> Truth:
+    """The same guest in the next version, and another process."""
+    return truth(**{"version": "10.2.2", "pid": 2, **more})
+
+
+def found(old: Truth, other: Truth, *, committed: bool = False) -> list[str]:
+    return [str(one) for one in compare.differences(old, other, committed=committed)]
+
+
+def test_the_same_guest() -> None:
+    assert found(truth(), new()) == []
+    assert found(truth(), new(), committed=True) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "other", "said"),
+    [
+        ({}, {"files": [OTHER], "block": block(drives={"d0": drive(disk_node(OTHER))})},
+         "block drives d0 medium children file file: /images/disk.qcow2 in the old QEMU, "
+         "/images/other.qcow2 in the new one"),
+        ({}, {"files": [DISK, OTHER]},
+         "files /images/other.qcow2: missing in the old QEMU, 'open' in the new one"),
+        ({"block": block(drives={"d0": drive(disk_node(), limits=LIMITED)})}, {},
+         "block drives d0 limits bps: 1000 in the old QEMU, missing in the new one"),
+        ({"block": block(drives={"d0": drive(None)})}, {},
+         "block drives d0 medium: missing in the old QEMU, there in the new one"),
+        ({"block": block(drives={"d0": drive(disk_node(bitmaps={
+            "b": Bitmap(granularity=1, recording=True, persistent=False)}))})}, {},
+         "block drives d0 medium bitmaps b: there in the old QEMU, missing in the new one"),
+        ({"block": block(jobs={"j": "stream, running"})}, {},
+         "block jobs j: 'stream, running' in the old QEMU, missing in the new one"),
+        ({"block": block(others={"n": file_node()})}, {},
+         "block others n: there in the old QEMU, missing in the new one"),
+        ({"chardevs": {"c": Chardev(where="null"), "serial0": Chardev(where="null")}}, {},
+         "chardevs c: there in the old QEMU, missing in the new one"),
+        ({"listeners": [Listener(kind="tcp", address="0.0.0.0:1")]}, {"listeners": []},
+         "listeners tcp:0.0.0.0:1: 'open' in the old QEMU, missing in the new one"),
+        ({"networks": {"n0": "index=0,type=user", "n1": "index=0,type=user"}}, {},
+         "networks n1: 'index=0,type=user' in the old QEMU, missing in the new one"),
+        ({}, {"devices": {"/machine/peripheral/a": device(addr=24)}},
+         "devices /machine/peripheral/a properties addr: 16 in the old QEMU, 24 in the new one"),
+        ({"devices": {"/machine/peripheral/a": device(hotplugged=True)}}, {},
+         "devices /machine/peripheral/a properties hotplugged: True in the old QEMU, False in the "
+         "new one"),
+        ({"devices": {"/machine/peripheral/a": device(), "/machine/peripheral/b": device()}}, {},
+         "devices /machine/peripheral/b: there in the old QEMU, missing in the new one"),
+        ({}, {"taps": ["tap0"]}, "taps tap0: missing in the old QEMU, 'open' in the new one"),
+        ({"nodes": ["/dev/sg0", "/dev/null"]}, {},
+         "nodes /dev/sg0: 'open' in the old QEMU, missing in the new one"),
+    ],
+)  # fmt: skip
+def test_a_difference(old: dict[str, Any], other: dict[str, Any], said: str) -> None:
+    assert said in found(truth(**old), new(**other))
+
+
+def test_a_file_is_the_same_by_any_name() -> None:
+    moved = OpenFile(device=1, inode=7, name="/images/disk.qcow2 (deleted)")
+    assert found(truth(), new(files=[moved])) == []
+
+
+def test_what_a_version_has_never_heard_of() -> None:
+    place = "/machine/peripheral/a"
+    more = {"devices": {place: device(late=True)}}
+    assert found(truth(), new(**more)) == []
+    assert found(truth(**more), new()) == []
+    # Within a property nothing is unknown: a bit that CPUID has is a bit that the guest sees.
+    cpu = {"devices": {place: device(**{"feature-words": {"0x7.0.EBX": 1}})}}
+    other = {"devices": {place: device(**{"feature-words": {"0x7.0.EBX": 1, "0x7.1.EAX": 2}})}}
+    assert len(found(truth(**cpu), new(**other))) == 1
+    # And the same version has heard of the same.
+    assert len(found(truth(), truth(**more))) == 1
+
+
+def test_what_arrives_with_the_guest() -> None:
+    waiting = truth().machine.model_copy(update={"state": "inmigrate"})
+    moving = Migration(capabilities={"events": True}, parameters={"max": 2})
+    assert found(truth(), new(machine=waiting, migration=moving)) == []
+    assert found(truth(), new(machine=waiting, migration=moving), committed=True) == [
+        "machine state: 'running' in the old QEMU, 'inmigrate' in the new one",
+        "migration capabilities events: False in the old QEMU, True in the new one",
+        "migration parameters max: 1 in the old QEMU, 2 in the new one",
+    ]
+    stored = disk_node(bitmaps={"b": Bitmap(granularity=1, recording=True, persistent=True)})
+    old = truth(block=block(drives={"d0": drive(stored)}))
+    assert found(old, new()) == []
+    assert len(found(old, new(), committed=True)) == 1
+
+
+def test_every_rule_has_a_reason() -> None:
+    assert all(rule.why for rule in compare.MAY_DIFFER)
