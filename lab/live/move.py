@@ -85,8 +85,6 @@ def plan(
     reasons = list(way.reasons)
     if chosen.in_place:
         reasons.append("it is for guests of the lab's own: nothing could be put aside for it")
-    if found.state != "running":
-        reasons.append(f"the guest is {found.state}; let it run first")
     if reasons:
         raise PreconditionError(
             f"process {found.pid} cannot be upgraded by {way.mechanism}: {'; '.join(reasons)}",
@@ -292,6 +290,7 @@ def _move(
             plan.mechanism,
             asked,
             look=look_at,
+            state=plan.found.state,
             resuming=lambda _new: book.write(LiveStep.RESUMING),
         )
     record.write("upgrade", moved.record())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 from pydantic import Field
 
@@ -18,7 +19,7 @@ from lab.live import successor as derived
 from lab.live.look import Running
 from lab.live.successor import Successor
 from lab.live.truth import Truth
-from lab.live.words import driver, options
+from lab.live.words import driver, kind, options, values
 from lab.measure import memory
 from lab.mechanisms import Mechanism
 from lab.model import Model
@@ -122,16 +123,45 @@ def successor(found: Running, new: Binary) -> Successor:
 
 
 def lacks(new: Binary, found: Running) -> Iterator[str]:
-    """Yield what the running QEMU has and the new one does not: devices, the machine type."""
-    for what, wanted in (
-        ("device", {driver(text) for text in options(found.argv, "device")}),
-        ("machine", {found.machine}),
+    """Yield what the running QEMU has and the new one does not: options, devices, the machine.
+
+    QEMU looks all options up before it acts on the first one (system/vl.c), which is -version.
+    """
+    for line in _says(new, "-version", *found.argv[1:]).splitlines():
+        if "invalid option" in line:
+            yield f"the new QEMU says: {line.partition(': ')[2]}"
+    for what, wanted, text in (
+        ("device ", _devices(found), _says(new, "-device", "help")),
+        ("machine ", {found.machine}, _says(new, "-machine", "help")),
+        ("object ", _objects(found), _says(new, "-object", "help")),
+        ("accelerator ", {found.accel}, _says(new, "-accel", "help")),
     ):
-        said = process.run([new.path, f"-{what}", "help"], check=False).stdout
-        known = set(re.findall(r'name "([^"]+)"|^(\S+)', said, re.MULTILINE))
-        names = {name for pair in known for name in pair if name}
-        for name in sorted(wanted - names - {""}):
-            yield f"the new QEMU has no {what} {name}"
+        known = {name for names in re.findall(_NAMED, text, re.MULTILINE) for name in names}
+        for name in sorted(wanted - known - {""}):
+            yield f"the new QEMU has no {what}{name}"
+
+
+#: A name in what QEMU prints of what it has: a device's and its alias, or a line's first word.
+_NAMED = r'name "([^"]+)"|alias "([^"]+)"|^\s*([\w.+-]+)'
+
+
+def _says(new: Binary, *words: str) -> str:
+    return process.run([new.path, *words], check=False).stdout
+
+
+def _devices(found: Running) -> set[str]:
+    """Return the types of its devices, as it has them itself, whatever they were asked for as."""
+    if not found.truth:
+        return {driver(text) for text in options(found.argv, "device")}
+    return {
+        device.type
+        for path, device in found.truth.devices.items()
+        if path.startswith("/machine/peripheral") and path.count("/") == 3
+    }
+
+
+def _objects(found: Running) -> set[str]:
+    return {kind(values(text), "qom-type") for text in options(found.argv, "object")}
 
 
 def _way(
@@ -166,8 +196,19 @@ def _start_reasons(mechanism: Mechanism, found: Running, made: Successor) -> Ite
     """Yield why a mechanism cannot have the new QEMU started as it has to be."""
     if not mechanism.inherits:
         yield from made.only_child
+    elif not _is_program(made.argv[0]):
+        yield f"{made.argv[0]} is a script, or something else that only execve(2) can start"
     elif made.passed and (lacking := mechanism.missing_for_descriptors(found.binary)):
         yield lacking
+
+
+def _is_program(path: str) -> bool:
+    """Return whether a file is a program itself (elf(5)); what is not there is found elsewhere."""
+    try:
+        with Path(path).open("rb") as file:
+            return file.read(4) == b"\x7fELF"
+    except OSError:
+        return True
 
 
 def _memory_reasons(mechanism: Mechanism, found: Running) -> Iterator[str]:

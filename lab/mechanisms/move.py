@@ -21,6 +21,7 @@ from lab.vm.qemu import Qemu, VmDiedError, VmFactory
 _COMPLETE_S = 300.0
 #: Postcopy does not fail, it waits for somebody who mends the connection; nobody does here.
 _FINAL = {"completed", "failed", "cancelled", "postcopy-paused"}
+_RUNNING = "running"
 #: Its status while it is held: the new QEMU is there, and the guest runs (MigrationStatus).
 _HELD = "pre-switchover"
 #: How long a side may take to notice that the other one is gone (s).
@@ -90,12 +91,14 @@ def move(
     interfere: Interfere[Q] | None = None,
     look: Look = lambda _new: None,
     resuming: Look = lambda _new: None,
+    state: str = _RUNNING,
 ) -> Move[Q]:
     """Move the guest of `old` to `new`, which has just been started.
 
     `look` sees the new QEMU before anything has begun, or with ``asked.hold`` when the old one has
     started it, and the guest stays where it is when that raises; `resuming` sees it before it is
-    told to run the guest, where it has to be.  A failed move is no exception, but told by
+    told to run the guest, where it has to be.  `state` is the guest's RunState (QAPI): a paused one
+    arrives paused.  A failed move is no exception, but told by
     ``failure`` and ``outcome``: it is what the lab is there to find.
     """
     start_ns = time.monotonic_ns()
@@ -113,7 +116,7 @@ def move(
         if interfere:
             interfere(old, new)
         _wait(factory, old, new, mechanism, look if asked.hold else None)
-        if not mechanism.resumes:
+        if not mechanism.resumes and state == _RUNNING:
             resuming(new)
             new.monitor.execute("cont")
     except CannotTellError as error:
@@ -122,7 +125,7 @@ def move(
     window = Window(start_ns, time.monotonic_ns())
     old.read_cpu()
     new.read_cpu()
-    outcome = _settle(old, new, bool(failure))
+    outcome = _settle(old, new, state, bool(failure))
     if outcome is Outcome.LOST and not failure and not new.dead:
         failure = _stuck(old, new)
     info = _migrate_info(old)
@@ -235,8 +238,8 @@ def _migrate_info(vm: Qemu) -> Mapping[str, Any]:
     return info
 
 
-def _settle(old: Qemu, new: Qemu, failed: bool) -> Outcome:
-    """Find out which QEMU runs the guest, giving a rollback a moment to finish."""
+def _settle(old: Qemu, new: Qemu, state: str, failed: bool) -> Outcome:
+    """Find out which QEMU has the guest in its state, giving a rollback a moment to finish."""
     deadline = Deadline.after(_SETTLE_S if failed else 5.0, "exactly one QEMU runs the guest")
     while True:
         states = old.state(), new.state()
@@ -245,7 +248,7 @@ def _settle(old: Qemu, new: Qemu, failed: bool) -> Outcome:
             (False, True): Outcome.UPGRADED,
             (True, True): Outcome.DOUBLED,
             (False, False): Outcome.LOST,
-        }[states[0] == "running", states[1] == "running"]
+        }[states[0] == state, states[1] == state]
         gone = (old.dead or states[0] == "postmigrate") and new.dead
         if where is not Outcome.LOST or deadline.expired or gone:
             return where

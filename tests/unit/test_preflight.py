@@ -59,11 +59,19 @@ def qemu(
 @pytest.fixture(autouse=True)
 def known(monkeypatch: pytest.MonkeyPatch) -> None:
     """A new QEMU that has a few devices, and a host with 4 GiB free."""
-    said = {"-device": 'name "virtio-blk-pci", bus PCI\n', "-machine": "pc-q35-10.0 old\n"}
+    said = {
+        "-version": "QEMU emulator version 10.2.2\n",
+        "-device": 'name "virtio-blk-pci", bus PCI, alias "virtio-blk"\n',
+        "-machine": "pc-q35-10.0 old\n",
+        "-object": "List:\n  iothread\n  memory-backend-file\n",
+        "-accel": "Accelerators:\nkvm\ntcg\n",
+    }
     monkeypatch.setattr(
         preflight.process,
         "run",
-        lambda argv, **_: subprocess.CompletedProcess(argv, 0, said[argv[1]], ""),
+        lambda argv, **_: subprocess.CompletedProcess(
+            argv, 0, "q: -run-with: invalid option" if "-run-with" in argv else said[argv[1]], ""
+        ),
     )
     monkeypatch.setattr(preflight.memory, "pss", lambda _pid: 2**31)
     monkeypatch.setattr(preflight.facts, "memory_bytes", lambda _field: 2**32)
@@ -108,6 +116,13 @@ def test_no_way_at_all() -> None:
         assert told.best is None
         assert not any(way.possible for way in told.ways)
     assert "the new QEMU has no device edu" in told.ways[0].reasons
+    assert possible(qemu("-device", "virtio-blk"))
+    for argv, lacking in (
+        (("-run-with", "x"), "the new QEMU says: -run-with: invalid option"),
+        (("-object", "can-bus"), "the new QEMU has no object can-bus"),
+    ):
+        assert lacking in examined(qemu(*argv)).ways[0].reasons
+    assert not any(" has no " in one for one in examined(qemu("-s")).ways[0].reasons)
 
 
 def test_only_the_old_qemu_can_start_the_new_one() -> None:
