@@ -20,6 +20,8 @@ from lab.live.successor import Passed
 _OLD, _NEW, _BOTH = ".pageflip-old", ".pageflip-new", ".pageflip-both"
 #: A name for a moment.
 _MOMENT = ".pageflip-now"
+#: What is behind a file's name while it is put aside.
+SUFFIXES = ("", _OLD, _NEW, _BOTH, _MOMENT)
 _HINT = "be the user that QEMU runs as, or root"
 #: pidfd_getfd(2), the same number on every architecture.
 _PIDFD_GETFD = 438

@@ -9,6 +9,7 @@ from pathlib import Path
 from lab.base.deadline import DeadlineError
 from lab.base.errors import CannotTellError
 from lab.live import compare, truth
+from lab.live.aside import SUFFIXES
 from lab.live.compare import Mismatch
 from lab.live.truth import Truth
 from lab.live.truth.model import Migration
@@ -25,7 +26,7 @@ class Sameness:
 
     def __init__(self, old: Qemu, own: Sequence[Path], sockets: Path) -> None:
         #: What another QEMU has none of: the pid file, and what is between both.
-        self._own = frozenset(str(path) for path in own)
+        self._own = frozenset(f"{path}{suffix}" for path in own for suffix in SUFFIXES)
         self._sockets = sockets
         self.old = self._take(old)
 
