@@ -76,6 +76,8 @@ def test_what_is_one_mechanism_is_run_one_after_the_other() -> None:
     first = [row.index("flip") < row.index("flip@10.2+s") for row in whole]
     assert first == [True, False, True, False, True, False]
     assert all(sorted(row) == sorted(labels) for row in whole)
+    words = ("--mechanisms", ",".join(labels), "--ram", "1G", "--repeats", "1")
+    assert [slot.label for slot in plan(fake_bench.request(*words))][5:] == whole[1]
 
 
 def test_one_rate_is_not_mentioned() -> None:

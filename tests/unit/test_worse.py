@@ -138,6 +138,7 @@ def test_too_few_good_rounds_are_unknown_and_never_fine() -> None:
 def test_the_warm_up_and_failed_runs_do_not_count() -> None:
     found = compared(rounds=9, lost=3)
     assert {one.n for row in found.rows for one in row.compared} == {7}
+    assert {one.n for row in compared(rounds=5).rows for one in row.compared} == {5}
 
 
 def test_what_could_not_be_seen_is_said() -> None:
