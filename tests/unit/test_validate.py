@@ -186,7 +186,7 @@ def test_worse_within_the_limit_is_a_warning_in_words(
 
 
 def test_rounds_are_added_until_enough_can_be_seen(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The runner's noise grows by 20 ms a round: it takes patience, or a generous limit."""
     benches = [done(tmp_path, 20.0, rounds=n) for n in (6, 9, 15)]
@@ -196,6 +196,8 @@ def test_rounds_are_added_until_enough_can_be_seen(
     assert found[checks.POWER].status is Status.WARN
     assert "ms more pause, " in found[checks.POWER].summary
     assert "take --max-repeats 30" in found[checks.POWER].summary
+    verb.show(list(found.values()), Console(width=200))
+    assert "PASS, AS FAR AS COULD BE SEEN" in capsys.readouterr().out
     mine = dataclasses.replace(mine, allowed=Allowed(slower_ms=1000.0))
     asked, found = measured(mine, monkeypatch, *benches)
     assert asked == [6]
