@@ -91,7 +91,7 @@ def old_machine(stage: Stage) -> Machine:
         accel="tcg",
         ram_bytes=options.ram_bytes,
         cpus=options.cpus,
-        machine_type=cmdline.BOARDS[options.machine],
+        machine_type=cmdline.board(options.machine, stage.pair.old.version, stage.pair.new.version),
         backing=mechanisms.backing(stage.mechanism, options.pages),
         ram_file=stage.ram_file,
         disk=disk.overlay(image.disk, stage.sockets),

@@ -12,6 +12,7 @@ from lab import mechanisms, workloads
 from lab.base import arguments
 from lab.base.errors import PreconditionError
 from lab.base.layout import Layout, socket_directory
+from lab.base.progress import note
 from lab.base.record import Record
 from lab.guest import images
 from lab.guest.images import GuestImage
@@ -82,7 +83,7 @@ def staged(layout: Layout, options: UpgradeOptions, *, rehearse: bool = False) -
     record = Record(layout.new_run())
     pair = paired_build(layout, options, given, record)
     image = guest_image(layout, options, record)
-    mechanism = mechanisms.choose(options.mechanism, pair.old, pair.new)
+    mechanism = chosen(options, pair)
     asked = Asked(_PATIENCE_MS, rehearse, options.verify)
     mechanisms.check_asked(mechanism, asked)
     workloads.check_mechanism(options.workloads, mechanism, pair.old)
@@ -110,6 +111,15 @@ def staged(layout: Layout, options: UpgradeOptions, *, rehearse: bool = False) -
             ram_file=file,
             start=start,
         )
+
+
+def chosen(options: UpgradeOptions, pair: Pair) -> Mechanism:
+    """Return the mechanism that was asked for; of ``auto`` it is said what it chose, and why."""
+    room = facts.memory_bytes("MemAvailable") >= 2 * (options.ram_bytes + _OVERHEAD)
+    mechanism = mechanisms.choose(options.mechanism, pair.old, pair.new, room=room)
+    if mechanisms.named(options.mechanism) is None:
+        note(mechanisms.why(mechanism, pair.old, pair.new, room=room))
+    return mechanism
 
 
 def check_host_and_names(layout: Layout, options: UpgradeOptions) -> dict[str, Binary]:

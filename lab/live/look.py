@@ -58,6 +58,8 @@ class Running:
     cwd: Path = Path("/")
     #: Everything that it is and has.
     truth: Truth | None = None
+    #: Its RAM blocks, as the human monitor lists them (``info ramblock``); "" where it does not.
+    ram_blocks: str = ""
 
     @property
     def ram_bytes(self) -> int:
@@ -246,6 +248,7 @@ def look(what: str, connect: Connect = connected) -> Running:
             changes=tuple(changes(argv, found)),
             cwd=Path(found.cwd),
             truth=found,
+            ram_blocks=_ram_blocks(ask),
         )
 
 
@@ -270,3 +273,10 @@ def _ram(argv: Sequence[str], ask: Ask) -> Iterator[Backend]:
     for one in ask("query-memdev"):
         if one.get("id") not in windows:
             yield Backend(one.get("id", "ram"), int(one["size"]), bool(one["share"]))
+
+
+def _ram_blocks(ask: Ask) -> str:
+    try:
+        return str(ask("human-monitor-command", **{"command-line": "info ramblock"}))
+    except QmpError:
+        return ""

@@ -15,6 +15,7 @@ from pydantic import Field
 from lab import mechanisms
 from lab.base import process
 from lab.host import facts
+from lab.live import outside
 from lab.live import successor as derived
 from lab.live.look import Running
 from lab.live.successor import Successor
@@ -111,10 +112,11 @@ def examine(found: Running, new: Binary, made: Successor) -> Preflight:
 
 def _best(ways: list[Way], found: Running) -> str | None:
     """Return the best way that is possible; shared memory is handed over without a copy."""
-    possible = [way.mechanism for way in ways if way.possible]
+    possible = {way.mechanism for way in ways if way.possible}
     if "handover" in possible and any(backend.share for backend in found.ram):
         return "handover"
-    return next(iter(possible), None)
+    able = [one for one in mechanisms.MECHANISMS if one.name in possible]
+    return mechanisms.best(able).name if able else None
 
 
 def successor(found: Running, new: Binary) -> Successor:
@@ -198,8 +200,14 @@ def _start_reasons(mechanism: Mechanism, found: Running, made: Successor) -> Ite
         yield from made.only_child
     elif not _is_program(made.argv[0]):
         yield f"{made.argv[0]} is a script, or something else that only execve(2) can start"
-    elif made.passed and (lacking := mechanism.missing_for_descriptors(found.binary)):
-        yield lacking
+    else:
+        lacking = (
+            mechanism.missing_for_descriptors(found.binary) if made.passed else "",
+            mechanism.missing_for_taps(found.binary) if made.taps else "",
+        )
+        yield from dict.fromkeys(filter(None, lacking))
+    if mechanism.from_outside and not mechanism.missing(found.binary, found.binary):
+        yield from outside.reasons(found)
 
 
 def _is_program(path: str) -> bool:

@@ -95,6 +95,11 @@ class Successor:
         self.labels[label] += 1
         return label % (self.labels[label] - 1) if "%" in label else label
 
+    @property
+    def taps(self) -> list[Passed]:
+        """Those of the descriptors that are taps."""
+        return [one for one in self.passed if one.parts.get("") == "tap"]
+
     def with_descriptors(self, numbers: Sequence[int]) -> list[str]:
         """Return the command line with the descriptors in it that are passed."""
         words = list(self.argv)

@@ -7,9 +7,12 @@ judging are the same for all of them and are done elsewhere.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from lab.base.errors import PreconditionError, UsageError
 from lab.mechanisms.base import Asked, Mechanism
 from lab.mechanisms.localhost import Copy, Flip, FlipLate, Gift, Handover, localhost_block
+from lab.mechanisms.transplant import Transplant
 from lab.mechanisms.upstream import (
     CprExec,
     CprTransfer,
@@ -39,20 +42,25 @@ __all__ = [
     "Postcopy",
     "Precopy",
     "StopCopy",
+    "Transplant",
     "backing",
+    "best",
     "check_asked",
     "choose",
     "localhost_block",
     "named",
+    "why",
 ]
 
-#: Best for private memory first: the default is the first that both binaries have.
+#: Best for private memory first: `auto` takes the first that both binaries have and that can go
+#: back.
 MECHANISMS: tuple[Mechanism, ...] = (
     Flip(),
     FlipLate(),
     Gift(),
     Copy(),
     Handover(),
+    Transplant(),
     Postcopy(),
     Precopy(),
     Multifd(),
@@ -98,14 +106,42 @@ def check_asked(mechanism: Mechanism, asked: Asked) -> None:
         )
 
 
-def choose(name: str, old: Binary, new: Binary) -> Mechanism:
+def choose(name: str, old: Binary, new: Binary, *, room: bool = True) -> Mechanism:
     """Return the mechanism of that name, or for ``auto`` the best that this pair has.
 
-    Raises UsageError for an unknown name and PreconditionError when the pair lacks it.
+    `room` is whether there is memory for a second copy of the guest.  Raises UsageError for an
+    unknown name and PreconditionError when the pair lacks it.
     """
     mechanism = named(name)
     if mechanism is None:
-        return next(m for m in MECHANISMS if not m.missing(old, new))
+        return best(one for one in MECHANISMS if not _passed_over(one, old, new, room=room))
     if lacking := mechanism.missing(old, new):
         raise PreconditionError(f"mechanism {name} is not possible: {lacking}")
     return mechanism
+
+
+def best(possible: Iterable[Mechanism]) -> Mechanism:
+    """Return the first one that can go back, and if none can the first one; raise IndexError."""
+    able = list(possible)
+    return next((one for one in able if one.rolls_back), None) or able[0]
+
+
+def why(chosen: Mechanism, old: Binary, new: Binary, *, room: bool = True) -> str:
+    """Say what ``auto`` has chosen, and why not what would have been better."""
+    reasons: dict[str, list[str]] = {}
+    for one in MECHANISMS[: MECHANISMS.index(chosen)]:
+        reason = _passed_over(one, old, new, room=room) or "it cannot go back"
+        reasons.setdefault(reason, []).append(one.name)
+    text = f"mechanism {chosen.name}: {chosen.summary}"
+    if not chosen.rolls_back:
+        text += "; if the new QEMU does not load the device state, the guest is lost"
+    return "".join([text, *(f"; not {', '.join(them)}: {it}" for it, them in reasons.items())])
+
+
+def _passed_over(one: Mechanism, old: Binary, new: Binary, *, room: bool) -> str:
+    """Return why ``auto`` cannot take a mechanism, or an empty string."""
+    if one.backing is not Backing.PRIVATE:
+        return "it is for guests that were started with shared memory"
+    if one.doubles and not room:
+        return "there is no memory for a second copy of the guest"
+    return one.missing(old, new)

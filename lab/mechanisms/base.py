@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 from lab.model import Block, Phases
 from lab.vm.binary import Binary
@@ -31,6 +31,30 @@ class Asked:
     hold: bool = False
 
 
+#: Called with the new QEMU; may raise CannotTellError.
+Look = Callable[[Qemu], None]
+
+
+class Driven(Protocol):
+    """A move under way that the lab makes itself, step by step; QEMU knows nothing of it."""
+
+    def finish(self, look: Look, resuming: Look) -> None:
+        """Bring the guest over, when the new QEMU's monitor answers.
+
+        `look` sees the new QEMU before the guest stops, and `resuming` before it is to run the
+        guest.  Raises CannotTellError for what prevents it.
+        """
+
+    def undo(self) -> str:
+        """Go back, as far as there is a way back; returns what is worth knowing besides."""
+
+    def close(self) -> None:
+        """Let go of everything."""
+
+    def info(self) -> Mapping[str, Any]:
+        """Say what was done, in the form of the series' query-migrate."""
+
+
 class Mechanism(abc.ABC):
     """A way to move a guest."""
 
@@ -45,12 +69,16 @@ class Mechanism(abc.ABC):
     monitor_first: ClassVar[bool] = True
     #: Whether the old QEMU starts the new one.
     inherits: ClassVar[bool] = False
+    #: Whether it is done to the old QEMU, which knows nothing of it.
+    from_outside: ClassVar[bool] = False
     #: Whether the old QEMU becomes the new one: the same process, and never both at once.
     in_place: ClassVar[bool] = False
     #: Whether the guest resumes by itself.
     resumes: ClassVar[bool] = True
     #: Whether it can be rehearsed, and verified (`Asked`).
     rehearses: ClassVar[bool] = False
+    #: Whether the guest goes on under the old QEMU when the new one does not load its state.
+    rolls_back: ClassVar[bool] = True
     old_capabilities: ClassVar[tuple[str, ...]] = ("events",)
     new_capabilities: ClassVar[tuple[str, ...]] = ("events",)
 
@@ -72,6 +100,10 @@ class Mechanism(abc.ABC):
         """
         return ""
 
+    def missing_for_taps(self, old: Binary) -> str:
+        """Return what it lacks to let the new QEMU have the old one's taps, or an empty string."""
+        return self.missing_for_descriptors(old)
+
     def incoming(self, new: Invocation) -> tuple[str, ...]:
         """Return the values of ``-incoming`` for the new QEMU."""
         return ("defer",)
@@ -84,8 +116,11 @@ class Mechanism(abc.ABC):
         new.monitor.execute("migrate-incoming", {"uri": self.uri(new)})
 
     @abc.abstractmethod
-    def go(self, old: Qemu, new: Qemu, asked: Asked) -> None:
-        """Start the move; returns while it is still going on."""
+    def go(self, old: Qemu, new: Qemu, asked: Asked) -> Driven | None:
+        """Start the move; returns while it is still going on.
+
+        QEMU makes it, and brings it to its end; what is returned is for one that the lab makes.
+        """
 
     def blocks(self, info: Mapping[str, Any], ram_bytes: int) -> list[Block]:
         """Say what moved and how, from the old QEMU's last query-migrate."""

@@ -59,25 +59,35 @@ class Localhost(Mechanism):
         return wanted
 
     def blocks(self, info: Mapping[str, Any], ram_bytes: int) -> list[Block]:
-        return [localhost_block(block) for block in info.get("localhost", {}).get("blocks", [])]
+        return localhost_blocks(info)
 
     def phases(self, info: Mapping[str, Any], new_start_ms: float | None) -> Phases:
-        told = info.get("localhost", {})
+        return localhost_phases(info, new_start_ms)
 
-        def ms(name: str) -> float | None:
-            return told[name] / 1e3 if name in told else None
 
-        return Phases(
-            drain=ms("drain-us"),
-            fork=ms("fork-us"),
-            new_start=ms("start-us") or new_start_ms,
-            handshake=ms("handshake-us"),
-            stop=ms("stop-us"),
-            save=ms("device-save-us"),
-            changes=ms("changes-us"),
-            load=ms("device-load-us"),
-            move=ms("push-us"),
-        )
+def localhost_blocks(info: Mapping[str, Any]) -> list[Block]:
+    """Return the RAM blocks of query-migrate's ``localhost`` as the result has them."""
+    return [localhost_block(block) for block in info.get("localhost", {}).get("blocks", [])]
+
+
+def localhost_phases(info: Mapping[str, Any], new_start_ms: float | None) -> Phases:
+    """Return the phases of query-migrate's ``localhost`` as the result has them."""
+    told = info.get("localhost", {})
+
+    def ms(name: str) -> float | None:
+        return told[name] / 1e3 if name in told else None
+
+    return Phases(
+        drain=ms("drain-us"),
+        fork=ms("fork-us"),
+        new_start=ms("start-us") or new_start_ms,
+        handshake=ms("handshake-us"),
+        stop=ms("stop-us"),
+        save=ms("device-save-us"),
+        changes=ms("changes-us"),
+        load=ms("device-load-us"),
+        move=ms("push-us"),
+    )
 
 
 def localhost_block(block: Mapping[str, Any]) -> Block:

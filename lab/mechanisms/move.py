@@ -14,6 +14,7 @@ from lab.base.deadline import Deadline, DeadlineError
 from lab.base.errors import CannotTellError
 from lab.measure.downtime import Window
 from lab.mechanisms import Asked, Mechanism
+from lab.mechanisms.base import Driven, Look
 from lab.model import Outcome
 from lab.vm.monitor import MonitorError, QmpError
 from lab.vm.qemu import Qemu, VmDiedError, VmFactory
@@ -78,8 +79,6 @@ class Move(Generic[Q]):
 
 #: What a test does to the two QEMUs (old, new) as soon as the move has begun.
 Interfere = Callable[[Q, Q], None]
-#: Called with the new QEMU; may raise CannotTellError.
-Look = Callable[[Qemu], None]
 
 
 def move(
@@ -98,40 +97,60 @@ def move(
     `look` sees the new QEMU before anything has begun, or with ``asked.hold`` when the old one has
     started it, and the guest stays where it is when that raises; `resuming` sees it before it is
     told to run the guest, where it has to be.  `state` is the guest's RunState (QAPI): a paused one
-    arrives paused.  A failed move is no exception, but told by
-    ``failure`` and ``outcome``: it is what the lab is there to find.
+    arrives paused.  A failed move is no exception, but is told.
     """
     start_ns = time.monotonic_ns()
     new_start_ms, failure, begun = None, "", False
+    driven: Driven | None = None
     try:
         if mechanism.monitor_first:
-            factory.connect(new)
-            new_start_ms = (time.monotonic_ns() - start_ns) / 1e6
-            look(new)
+            new_start_ms = _connect_first(factory, new, look)
         begun = True
         mechanism.prepare(old, new)
         old.read_cpu()
         start_ns = time.monotonic_ns()
-        mechanism.go(old, new, asked)
+        driven = mechanism.go(old, new, asked)
         if interfere:
             interfere(old, new)
-        _wait(factory, old, new, mechanism, look if asked.hold else None)
-        if not mechanism.resumes and state == _RUNNING:
-            resuming(new)
-            new.monitor.execute("cont")
+        if driven:
+            _drive(factory, driven, old, new, look, resuming)
+        else:
+            _wait(factory, old, new, mechanism, look if asked.hold else None)
+            if not mechanism.resumes and state == _RUNNING:
+                resuming(new)
+                new.monitor.execute("cont")
     except CannotTellError as error:
-        failure = _why(old, error) if begun else error.message
+        failure = _undone(old, driven, error) if begun else error.message
         _reach(factory, new)
+    finally:
+        if driven:
+            driven.close()
     window = Window(start_ns, time.monotonic_ns())
-    old.read_cpu()
-    new.read_cpu()
-    outcome = _settle(old, new, state, bool(failure))
+    for qemu in (old, new):
+        qemu.read_cpu()
+    where = _settle(old, new, state, bool(failure))
+    info = driven.info() if driven else _migrate_info(old)
+    return Move(new, window, *_told(old, new, where, failure, info), new_start_ms, info)
+
+
+def _connect_first(factory: VmFactory, new: Qemu, look: Look) -> float:
+    """Connect to the new QEMU and look at it; return how long it took to answer (ms)."""
+    start_ns = time.monotonic_ns()
+    factory.connect(new)
+    took_ms = (time.monotonic_ns() - start_ns) / 1e6
+    look(new)
+    return took_ms
+
+
+def _told(
+    old: Qemu, new: Qemu, outcome: Outcome, failure: str, info: Mapping[str, Any]
+) -> tuple[Outcome, str]:
+    """Return where the guest is, and what went wrong."""
     if outcome is Outcome.LOST and not failure and not new.dead:
-        failure = _stuck(old, new)
-    info = _migrate_info(old)
+        return outcome, _stuck(old, new)
     if outcome is Outcome.ROLLED_BACK and info.get("localhost", {}).get("rehearsed"):
-        outcome, failure = Outcome.REHEARSED, ""
-    return Move(new, window, outcome, failure, new_start_ms, info)
+        return Outcome.REHEARSED, ""
+    return outcome, failure
 
 
 def _wait(
@@ -144,6 +163,14 @@ def _wait(
             _look_while_held(old, new, look)
     # A QEMU that has become another one says nothing any more.
     _wait_completed(*([new] if mechanism.in_place else [old, new]))
+
+
+def _drive(
+    factory: VmFactory, driven: Driven, old: Qemu, new: Qemu, look: Look, resuming: Look
+) -> None:
+    """Bring a move that the lab makes to its end."""
+    factory.connect(new, lambda: _alive(old, new))
+    driven.finish(look, resuming)
 
 
 def _look_while_held(old: Qemu, new: Qemu, look: Look) -> None:
@@ -200,6 +227,17 @@ def _wait_completed(*vms: Qemu) -> None:
             vms[-1].watch_cpu()  # the new one
         if status != "completed":
             raise QmpError(f"the {vm.name} QEMU says that the migration {status}")
+
+
+def _undone(old: Qemu, driven: Driven | None, error: CannotTellError) -> str:
+    """Let a move that the lab makes go back, and return the reason with what is known besides."""
+    if not driven:
+        return _why(old, error)
+    try:
+        besides = driven.undo()
+    except CannotTellError as another:
+        besides = another.message
+    return "; ".join(dict.fromkeys(filter(None, (error.message, besides))))
 
 
 def _why(old: Qemu, error: CannotTellError) -> str:

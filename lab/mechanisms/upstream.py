@@ -56,6 +56,7 @@ class Postcopy(Mechanism):
 
     name = "postcopy"
     summary = "resumes at once, pages follow behind; release-ram frees the old side"
+    rolls_back = False
     old_capabilities = ("events", "postcopy-ram", "release-ram")
     new_capabilities = ("events", "postcopy-ram")
 
@@ -133,6 +134,7 @@ class CprExec(Cpr):
     name = "cpr-exec"
     summary = "the old QEMU becomes the new one, shared memory stays; both have to know it (10.2)"
     in_place = True
+    rolls_back = False
 
     def incoming(self, new: Invocation) -> tuple[str, ...]:
         return (f"file:{new.sockets / 'state'}",)

@@ -18,11 +18,19 @@ _AGENT_PORT = "org.qemu.guest_agent.0"
 
 #: Machine types by their boards.  Both releases of the pair know them; another than the same on
 #: both sides cannot be migrated.
-BOARDS = {"q35": "pc-q35-10.0", "i440fx": "pc-i440fx-10.0"}
+_NEWEST = (10, 0)
+BOARDS = {name: f"pc-{name}-{_NEWEST[0]}.{_NEWEST[1]}" for name in ("q35", "i440fx")}
 MACHINE_TYPE = BOARDS["q35"]
 #: What QEMU traces, read by lab.vm.tracelog.  The second is a pattern: a release that does not have
 #: it says nothing then.
 TRACED = ("runstate_set", "vmstate_downtime_checkpoin*")
+
+
+def board(name: str, *versions: str) -> str:
+    """Return the machine type of a board that QEMUs of all these versions have."""
+    numbers = [tuple(map(int, version.split(".")[:2])) for version in versions]
+    major, minor = min([_NEWEST, *numbers])
+    return f"pc-{name}-{major}.{minor}"
 
 
 class Backing(enum.StrEnum):

@@ -147,12 +147,18 @@ class Monitor:
 
     def give(self, name: str, descriptor: int) -> None:
         """Give QEMU a descriptor under a name (the command getfd); raises as `execute` does."""
-        deadline = Deadline.after(_COMMAND_S, "getfd")
+        self.execute_with(descriptor, "getfd", {"fdname": name})
+
+    def execute_with(
+        self, descriptor: int, command: str, arguments: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Run a command that takes a descriptor (getfd, add-fd); raises as `execute` does."""
+        deadline = Deadline.after(_COMMAND_S, command)
         try:
             self._wait(self._send(descriptor), deadline)
         except (QMPError, OSError) as error:
-            raise MonitorError(f"{self.name}: getfd: the monitor is gone ({error})") from error
-        self.execute("getfd", {"fdname": name}, deadline)
+            raise MonitorError(f"{self.name}: {command}: the monitor is gone ({error})") from error
+        return self.execute(command, arguments, deadline)
 
     async def _send(self, descriptor: int) -> None:
         self._client.send_fd_scm(descriptor)

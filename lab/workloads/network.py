@@ -43,7 +43,7 @@ class Network(Workload):
 
     def missing_for(self, mechanism: Mechanism, old: Binary) -> str:
         """The new QEMU has to get a tap."""
-        return mechanism.missing_for_descriptors(old)
+        return mechanism.missing_for_taps(old)
 
     @contextmanager
     def opened(self, directory: Path) -> Iterator[WorkloadRun]:

@@ -24,4 +24,4 @@ def test_the_wheel_has_it_all() -> None:
     for source, place in wheel["force-include"].items():
         assert (CHECKOUT / source).exists()
         assert place == f"lab/data/{source}"
-    assert {"patches", "guests", "packages.txt"} == wheel["force-include"].keys()
+    assert {"patches", "guests", "transplant", "packages.txt"} == wheel["force-include"].keys()

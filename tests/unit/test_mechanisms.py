@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lab.base.errors import PreconditionError, UsageError
-from lab.mechanisms import MECHANISMS, Copy, Flip, Handover, backing, choose, localhost_block
+from lab.mechanisms import MECHANISMS, Copy, Flip, Handover, backing, choose, localhost_block, why
 from lab.model import Pages
 from lab.vm.binary import Binary
 from lab.vm.cmdline import Backing
@@ -42,10 +42,23 @@ def test_who_moves_the_pools_pages() -> None:
 
 def test_the_best_that_both_have() -> None:
     assert choose("auto", OURS, OURS).name == "gift"
-    assert choose("auto", STOCK, OURS).name == "postcopy"
     assert choose("auto", FLIPS, FLIPS).name == "flip"
     with pytest.raises(PreconditionError, match=r"localhost-migrate of the new QEMU .* flip"):
         choose("flip-late", FLIPS, OURS)
+
+
+def test_auto_takes_a_way_that_can_go_back_while_there_is_one() -> None:
+    assert choose("auto", STOCK, OURS).name == "precopy"
+    said = why(choose("precopy", STOCK, OURS), STOCK, OURS)
+    assert said.startswith("mechanism precopy: ")
+    assert "not flip, flip-late, gift, copy: the old QEMU (10.0.13)" in said
+    assert "not handover: it is for guests that were started with shared memory" in said
+    assert "not postcopy: it cannot go back" in said
+    assert "not transplant: the old QEMU (10.0.13) has no command xen-save" in said
+    # A second copy of the guest does not fit: what cannot go back is better than to be killed.
+    assert choose("auto", STOCK, OURS, room=False).name == "postcopy"
+    said = why(choose("postcopy", STOCK, OURS), STOCK, OURS, room=False)
+    assert "if the new QEMU does not load the device state, the guest is lost" in said
 
 
 def test_what_the_pair_lacks_is_said_of_the_side_that_lacks_it() -> None:

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import re
+import shlex
 import socket
 import subprocess
 import threading
@@ -20,7 +21,7 @@ from fakes import fake_qemu
 from lab import mechanisms
 from lab.base import number
 from lab.base.errors import PreconditionError, UsageError
-from lab.live import look, preflight
+from lab.live import look, outside, preflight
 from lab.live.look import Backend, Running
 from lab.live.successor import Passed
 from lab.source.series import STOCK
@@ -105,6 +106,28 @@ def test_a_guest_on_shared_memory() -> None:
     assert "cpr-transfer" in possible(qemu(share=True, aux=True))
     on_file = ("-object", "memory-backend-file,id=pc.ram,mem-path=/dev/shm/x,size=2G,share=on")
     assert "ignore-shared" in possible(qemu(*on_file, share=True))
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        ("-device nvme,serial=1", "does not save the state"),
+        ('-device {"driver":"virtio-mem-pci"}', "managed in parts"),
+        ("-object memory-backend-ram,id=m,size=1G,prealloc=on", "allocate all memory once more"),
+        ('-object {"qom-type":"memory-backend-ram","id":"m","prealloc":true}', "once more"),
+        ("-object sev-guest,id=s", "is its secret"),
+        ("-mem-prealloc", "once more"),
+        ("-runas nobody", "cannot become it"),
+        ("-overcommit mem-lock=on", "would lock"),
+        ("-realtime mlock=on", "would lock"),
+        ("", "does not list its RAM blocks"),
+    ],
+)
+def test_what_stands_against_taking_it_from_outside(words: str, why: str) -> None:
+    said = list(outside.reasons(qemu(*shlex.split(words, posix=False))))
+    assert why in said[0]
+    harmless = "-device virtio-blk-pci -object iothread,id=i -overcommit mem-lock=off"
+    assert len(list(outside.reasons(qemu(*harmless.split())))) == 1
 
 
 def test_no_way_at_all() -> None:
@@ -276,7 +299,7 @@ def test_a_running_one_is_asked_and_nothing_more(
     )
     # Nothing that changes anything.
     assert all(re.match(r"x-debug-query-|query-|qom-get|qom-list|human", one) for one in asked)
-    assert hmp == ["info network"]
+    assert sorted(hmp) == ["info network", "info ramblock"]
     truth = found.truth
     assert truth
     assert truth.chardevs["serial0"].where == "unix:/run/s,server=on"

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What stands against taking a guest out of a running QEMU from outside (`transplant`).
+
+The helper looks at the process: its memory, its locks, who traces it.  What it cannot see is here:
+what the command line would have the new QEMU do, and what QEMU saves without saying that it is not
+enough.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from lab.base.errors import LabError
+from lab.base.layout import Layout
+from lab.live.look import Running
+from lab.live.words import driver, pairs, values
+from lab.transplant import blocks, helper
+
+_ON = frozenset({"on", "yes", "true", "y"})
+#: Objects that keep the guest's memory from everybody, the host's root included.
+_CONFIDENTIAL = frozenset({"sev-guest", "sev-snp-guest", "tdx-guest", "s390-pv-guest"})
+_UNSAVED = "QEMU does not save the state of this device"
+_TWICE = "the new QEMU would allocate all memory once more"
+#: What devices' names begin with, and why not.  QEMU saves all else without a word if the state of
+#: one is not saved (VMStateDescription.unmigratable); it is asked again before anything is done.
+_DEVICES = {
+    **dict.fromkeys(("nvme", "pvrdma", "usb-mtp", "usb-uas", "virtio-iommu"), _UNSAVED),
+    "virtio-mem": "memory that is managed in parts",
+    "vfio-": "guest memory is pinned for it",
+}
+#: Options that cannot be the new QEMU's.
+_OPTIONS = {
+    "mem-prealloc": _TWICE,
+    "runas": "the new QEMU is that user from the start, and cannot become it",
+}
+
+
+def reasons(found: Running) -> Iterator[str]:
+    """Yield why this QEMU's guest cannot be taken, and changes nothing."""
+    yield from _command_line(found)
+    if not found.ram_blocks:
+        yield "its monitor does not list its RAM blocks (human-monitor-command)"
+        return
+    try:
+        with (
+            tempfile.TemporaryDirectory(prefix="pageflip-run-") as directory,
+            helper.started(Layout.default(), Path(directory) / "log") as one,
+        ):
+            one.examine(found.pid, blocks.parse(found.ram_blocks))
+    except LabError as error:
+        yield error.message
+
+
+def _command_line(found: Running) -> Iterator[str]:
+    judges = {"device": _device, "object": _object, "overcommit": _locks, "realtime": _locks}
+    for name, text in pairs(found.argv):
+        why = judges[name](text or "") if name in judges else _OPTIONS.get(name, "")
+        if why:
+            yield f"-{name}{' ' if text else ''}{text or ''}: {why}"
+
+
+def _device(text: str) -> str:
+    kind = driver(text)
+    return next((why for start, why in _DEVICES.items() if kind.startswith(start)), "")
+
+
+def _object(text: str) -> str:
+    parts = json.loads(text) if text.startswith("{") else values(text)
+    if parts.get("qom-type", parts.get("")) in _CONFIDENTIAL:
+        return "the guest's memory is its secret"
+    return _TWICE if parts.get("prealloc") in {*_ON, True} else ""
+
+
+def _locks(text: str) -> str:
+    parts = values(text)
+    asked = _ON & {parts.get("mem-lock"), parts.get("mlock")}
+    return "the new QEMU would lock memory that both have" if asked else ""

@@ -1,0 +1,326 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A move that the lab makes itself: it forks the old QEMU, brings the guest over, and commits.
+
+Up to the commit the old QEMU has everything, and each step can be taken back.  The commit is the
+command ``cont`` to the new QEMU: just before it, all threads of the old one are held by ptrace(2),
+so that no other monitor can set it going either, and after it that one is killed.  Exactly one of
+both runs the guest at every instant, and until the commit the old one is whole.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from lab.base.deadline import Deadline
+from lab.base.errors import CannotTellError, LabError
+from lab.base.layout import Layout
+from lab.base.process import Foreign
+from lab.mechanisms.base import Asked, Driven, Look, set_capabilities
+from lab.transplant import blocks, helper, stream
+from lab.transplant.blocks import RamBlock
+from lab.transplant.channel import HelperError
+from lab.transplant.helper import Differing, Helper
+from lab.vm.monitor import QmpError
+from lab.vm.qemu import Qemu
+
+_PAGE = 4096
+_LOAD_S = 30.0
+#: How long the guest may stand still until it is given up, unless asked otherwise (ms).
+_PATIENCE_MS = 2000
+#: What the guest may change while the new QEMU starts is an eighth of its memory, and at least
+#: this: it is in memory twice until the commit (bytes).
+_MAX_CHANGED = 128 * 2**20
+_SHARE = 8
+#: Where QEMU opens a descriptor that it was given with add-fd.
+_FDSET = "/dev/fdset/{}"
+#: Which failure the probe for blockers ends in, when there is none: this descriptor is not there.
+_NOWHERE = "pageflip-nowhere"
+
+
+class Operation(Driven):
+    """One move of a guest from one QEMU to the next."""
+
+    def __init__(self, old: Qemu, new: Qemu, asked: Asked) -> None:
+        self._old, self._new, self._asked = old, new, asked
+        self._stack = ExitStack()
+        self._helper: Helper | None = None
+        self._blocks: list[RamBlock] = []
+        self._moved: list[Differing] = []
+        self._us: dict[str, int] = {}
+        self._filtered = False
+        self._began = False
+        #: Whether the guest runs: a paused one arrives paused.
+        self._ran = old.state() == "running"
+        self._stopped = False
+        self._committed = False
+        self._settled = False
+        self._rehearsed = False
+
+    def begin(self) -> None:
+        """Start the new QEMU as a child of the old one; raise when the old one is left as it was.
+
+        The guest runs on, but for the fork itself.
+        """
+        try:
+            self._check_blockers()
+            self._blocks = blocks.parse(_hmp(self._old, "info ramblock"))
+            self._helper = self._started()
+            found = self._helper.examine(self._old.pid, self._blocks)
+            self._filtered = found.filtered
+            words = [*self._new.machine.argv(), "-S"]
+            # By its full path: it is opened as the old QEMU sees it.
+            words[0] = str(Path(words[0]).absolute())
+            self._began = True
+            with self._lent(self._new.machine.descriptors) as descriptors:
+                made = self._helper.start(words, descriptors, dry=False)
+            self._us |= {"fork-us": made.fork_us, "held-us": made.held_us}
+            self._us["become-us"] = made.become_us
+            self._begun_ns = time.monotonic_ns()
+        except BaseException:
+            self.undo()
+            self.close()
+            raise
+
+    def _started(self) -> Helper:
+        log = self._old.log.parent / "transplant.log"
+        return self._stack.enter_context(helper.started(Layout.default(), log))
+
+    @contextmanager
+    def _lent(self, descriptors: Sequence[int]) -> Iterator[Mapping[int, int]]:
+        """Let the old QEMU have descriptors of the lab's, by numbers of its own, for the fork."""
+        monitor = self._old.monitor
+        given = {one: monitor.execute_with(one, "add-fd") for one in descriptors}
+        try:
+            yield {one: told["fd"] for one, told in given.items()}
+        finally:
+            for told in given.values():
+                monitor.execute("remove-fd", {"fdset-id": told["fdset-id"]})
+
+    def _check_blockers(self) -> None:
+        """Raise when QEMU itself would not migrate this guest, blockers and devices alike.
+
+        It is asked to migrate to a descriptor that it has not got, which it looks at last.
+        """
+        try:
+            self._old.monitor.execute("migrate", {"uri": f"fd:{_NOWHERE}"})
+        except QmpError as error:
+            if _NOWHERE not in error.message:
+                raise
+            return
+        raise CannotTellError("the old QEMU migrates, and was not to")
+
+    def finish(self, look: Look, resuming: Look) -> None:
+        """Bring the guest over and commit; raises before the commit only."""
+        assert self._helper
+        self._us["start-us"] = (time.monotonic_ns() - self._begun_ns) // 1000
+        look(self._new)
+        set_capabilities(self._new, ("events",))
+        theirs = blocks.parse(_hmp(self._new, "info ramblock"))
+        with self._timed("handshake-us"):
+            self._helper.adopt(theirs)
+        self._check_changed(self._helper.count())
+        # What has changed so far is brought over now, and once more with the rest when the guest
+        # stands still: to write to a page for the first time takes seven times as long.
+        self._helper.copy()
+        patience = self._asked.patience_ms or _PATIENCE_MS
+        deadline = Deadline.after(patience / 1e3, "the guest stands still for the upgrade")
+        with self._timed("stop-us"):
+            if self._ran:
+                self._stopped = True
+                self._old.monitor.execute("stop", deadline=deadline)
+        with self._timed("device-save-us"):
+            state = self._save(deadline)
+        with self._timed("changes-us"):
+            _, self._moved = self._helper.copy()
+        if self._asked.verify:
+            self._verify(self._helper.verify())
+        deadline.check()
+        with self._timed("device-load-us"):
+            self._load(stream.complete(state, self._machine(), self._blocks), deadline)
+        if self._asked.rehearse:
+            self.undo()
+            self._rehearsed = True
+            return
+        self._commit(self._helper, deadline, resuming)
+
+    def _check_changed(self, found: Sequence[Differing]) -> None:
+        changed = sum(one.different for one in found) * _PAGE
+        most = max(sum(block.most for block in self._blocks) // _SHARE, _MAX_CHANGED)
+        if changed > most:
+            raise HelperError(
+                f"the guest has changed {changed // 2**20} MiB since the fork, and not more than "
+                f"{most // 2**20} MiB are to be in memory twice"
+            )
+
+    def _save(self, deadline: Deadline) -> bytes:
+        """Return the old QEMU's device state; its disks are let go (``live``)."""
+        with _memory_file("pageflip-state") as (file, write_only):
+            monitor = self._old.monitor
+            number = monitor.execute_with(write_only, "add-fd")["fdset-id"]
+            try:
+                where = {"filename": _FDSET.format(number), "live": True}
+                monitor.execute("xen-save-devices-state", where, deadline)
+            finally:
+                monitor.execute("remove-fd", {"fdset-id": number})
+            return os.pread(file, os.fstat(file).st_size, 0)
+
+    def _machine(self) -> str:
+        told = self._old.monitor.execute("qom-get", {"path": "/machine", "property": "type"})
+        return str(told).removesuffix("-machine")
+
+    def _load(self, data: bytes, deadline: Deadline) -> None:
+        monitor = self._new.monitor
+        ours, theirs = socket.socketpair()
+        with ours:
+            with theirs:
+                monitor.give("pageflip-stream", theirs.fileno())
+            monitor.execute("migrate-incoming", {"uri": "fd:pageflip-stream"}, deadline)
+            sender = threading.Thread(target=_send, args=(ours, data), daemon=True)
+            sender.start()
+            monitor.wait_for(
+                lambda event: (
+                    event.name == "MIGRATION" and event.data["status"] in {"completed", "failed"}
+                ),
+                Deadline.after(min(_LOAD_S, deadline.left), "the new QEMU loads the device state"),
+                self._new.alive,
+            )
+        if monitor.last("MIGRATION").data["status"] == "failed":  # type: ignore[union-attr]
+            why = monitor.execute("query-migrate").get("error-desc", "")
+            said = "; ".join(filter(None, (why, self._new.said())))
+            raise QmpError(f"the new QEMU does not load the device state: {said}")
+
+    @staticmethod
+    def _verify(found: Sequence[Differing]) -> None:
+        if bad := sum(one.mismatched for one in found):
+            raise HelperError(f"{bad} pages are not the same in both QEMUs")
+
+    def _commit(self, helper: Helper, deadline: Deadline, resuming: Look) -> None:
+        """Give the guest to the new QEMU.  From the command ``cont`` on there is no way back."""
+        helper.hold()
+        deadline.check()
+        self._new.alive()
+        self._new.monitor.execute("query-status", deadline=deadline)  # it answers
+        resuming(self._new)
+        self._committed = True
+        try:
+            if self._ran:
+                self._new.monitor.execute("cont")
+        finally:
+            with self._timed("push-us"):
+                self._end_old(helper)
+        self._settled = True
+        with suppress(LabError):  # the guest has moved, whatever becomes of its huge pages
+            helper.collapse(new=True)
+
+    def _end_old(self, helper: Helper) -> None:
+        """End the old QEMU, which must not go on; without the helper as well."""
+        try:
+            helper.finish()
+        except LabError:
+            Foreign(self._old.pid).kill()
+
+    def undo(self) -> str:
+        """Go back, unless the guest is the new QEMU's already."""
+        if self._committed or self._settled:
+            return ""
+        self._settled = True
+        how = self._abandon() if self._began else ""
+        if self._stopped and not self._old.dead:
+            self._old.monitor.execute("cont")
+        return how
+
+    def _abandon(self) -> str:
+        """End the new QEMU, and leave no trace of it in the old one."""
+        assert self._helper
+        try:
+            how = self._helper.abandon()
+        except LabError as error:
+            how = error.message
+            # With the helper the new QEMU has ended, but for one that was let go; what has ended
+            # is left for another helper to clear up.
+            if self._new.pid:
+                Foreign(self._new.pid).kill()
+            if not self._old.dead:
+                with suppress(LabError):
+                    again = self._started()
+                    again.examine(self._old.pid, self._blocks)
+                    again.abandon()
+                    self._helper = again
+        with suppress(LabError):
+            self._helper.collapse(new=False)
+        return how
+
+    def close(self) -> None:
+        """Go back if that has not been done, and let go of the helper."""
+        with self._stack:
+            self.undo()
+
+    def info(self) -> Mapping[str, Any]:
+        """Say what was done, in the form of the series' query-migrate."""
+        moved: list[Differing | None] = [*self._moved] or [None] * len(self._blocks)
+        return {
+            "localhost": {
+                "rehearsed": self._rehearsed,
+                "filtered": self._filtered,
+                "blocks": [*map(_told, self._blocks, moved)],
+                **self._us,
+            }
+        }
+
+    @contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        begun = time.monotonic_ns()
+        try:
+            yield
+        finally:
+            self._us[name] = (time.monotonic_ns() - begun) // 1000
+
+
+def _send(end: socket.socket, data: bytes) -> None:
+    """Send all of `data`, and nothing more; who does not want it says so in another way."""
+    with suppress(OSError):
+        end.sendall(data)
+        end.shutdown(socket.SHUT_WR)
+
+
+def _hmp(qemu: Qemu, line: str) -> str:
+    return str(qemu.monitor.execute("human-monitor-command", {"command-line": line}))
+
+
+def _told(block: RamBlock, found: Differing | None) -> Mapping[str, Any]:
+    """Return what became of a RAM block, as the series' query-migrate tells it."""
+    copied = found.different * _PAGE if found else 0
+    absent = found.absent * _PAGE if found else 0
+    return {
+        "name": block.name,
+        "mechanism": "flip",
+        "size": block.used,
+        "flipped-bytes": max(block.used - copied - absent, 0) if found else 0,
+        "handed-over-bytes": 0,
+        "gifted-bytes": 0,
+        "copied-bytes": copied,
+        "faulted-bytes": 0,
+        "zero-bytes": 0,
+        "untouched-bytes": absent,
+    }
+
+
+@contextmanager
+def _memory_file(name: str) -> Iterator[tuple[int, int]]:
+    """Have a file in memory: a descriptor to read and write it, and one that only writes."""
+    file = os.memfd_create(name)
+    try:
+        write_only = os.open(f"/proc/self/fd/{file}", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            yield file, write_only
+        finally:
+            os.close(write_only)
+    finally:
+        os.close(file)

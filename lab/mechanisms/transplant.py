@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The flip from outside, for QEMUs without the series: root, ptrace(2), nothing in QEMU."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lab.base.layout import Layout
+from lab.mechanisms.base import Asked, Driven, Mechanism
+from lab.mechanisms.localhost import localhost_blocks, localhost_phases
+from lab.mechanisms.operation import Operation
+from lab.model import Block, Phases
+from lab.transplant import helper
+from lab.vm.binary import Binary
+from lab.vm.qemu import Qemu
+
+#: close_range(2), with which the child drops what it is not to have, is the newest that it takes.
+_KERNEL = (5, 9)
+#: Of capabilities(7): to trace whoever it is, to read page frames and suspend a filter.
+_CAP_SYS_PTRACE, _CAP_SYS_ADMIN = 19, 21
+#: In Documentation/admin-guide/LSM/Yama.rst: nobody may trace anybody, until the next boot.
+_NO_ATTACH = "3"
+#: What the old QEMU is asked.
+_COMMANDS = ("xen-save-devices-state", "add-fd", "human-monitor-command")
+
+
+class Transplant(Mechanism):
+    """The old QEMU is forked by ptrace(2), and its child becomes the new one: no copy."""
+
+    name = "transplant"
+    summary = "the same as flip, from outside: any two QEMUs, sandboxed or not; takes root"
+    monitor_first = False
+    inherits = True
+    from_outside = True
+    resumes = False
+    rehearses = True
+
+    def missing(self, old: Binary, new: Binary) -> str:
+        lacking = [name for name in _COMMANDS if name not in old.commands]
+        if lacking:
+            return f"the old QEMU ({old.version}) has no command {lacking[0]}"
+        return _missing_here()
+
+    def missing_for_taps(self, old: Binary) -> str:
+        return (
+            "a QEMU without the series resets a tap as soon as it starts, and the old one still "
+            "uses it: transplant leaves guests with a tap alone"
+        )
+
+    def prepare(self, old: Qemu, new: Qemu) -> None:
+        """Nothing is to be set in either; the helper is made before the clock runs."""
+        helper.compiled(Layout.default())
+
+    def go(self, old: Qemu, new: Qemu, asked: Asked) -> Driven:
+        operation = Operation(old, new, asked)
+        operation.begin()
+        return operation
+
+    def blocks(self, info: Mapping[str, Any], ram_bytes: int) -> list[Block]:
+        return localhost_blocks(info)
+
+    def phases(self, info: Mapping[str, Any], new_start_ms: float | None) -> Phases:
+        return localhost_phases(info, new_start_ms)
+
+
+def _missing_here() -> str:
+    """Return what this host, or this user, lacks for it; an empty string when nothing."""
+    if platform.machine() != "x86_64":
+        return f"it is for x86-64 hosts, and not for {platform.machine()}"
+    release = platform.release()
+    if tuple(int("0" + part) for part in release.split("-")[0].split(".")[:2]) < _KERNEL:
+        return f"it takes Linux {_KERNEL[0]}.{_KERNEL[1]}, and this is {release}"
+    if not _capable():
+        return "it takes root: the capabilities CAP_SYS_PTRACE and CAP_SYS_ADMIN"
+    yama = Path("/proc/sys/kernel/yama/ptrace_scope")
+    if yama.exists() and yama.read_text(encoding="ascii").strip() == _NO_ATTACH:
+        return "kernel.yama.ptrace_scope is 3: no process may be traced on this host"
+    if not shutil.which("cc"):
+        return "its helper is compiled here, and there is no compiler: install gcc and libc6-dev"
+    return ""
+
+
+def _capable() -> bool:
+    """Whether the lab has the capabilities that the helper needs (proc_pid_status(5), CapEff)."""
+    told = Path(f"/proc/{os.getpid()}/status").read_text(encoding="ascii")
+    effective = int(told.partition("\nCapEff:")[2].split()[0], 16)
+    return all(effective >> number & 1 for number in (_CAP_SYS_PTRACE, _CAP_SYS_ADMIN))

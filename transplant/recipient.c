@@ -1,0 +1,224 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#include "recipient.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/ptrace.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "remote.h"
+
+static int say_ended(struct recipient *recipient, int status, struct error *error)
+{
+    recipient->ended = true;
+    recipient->traced = false;
+    recipient->status = status;
+    if (WIFSIGNALED(status)) {
+        return fail(error, "the new QEMU was killed by signal %d", WTERMSIG(status));
+    }
+    return fail(error, "the new QEMU ended by itself: exit status %d", WEXITSTATUS(status));
+}
+
+int recipient_attend(struct recipient *recipient, struct error *error)
+{
+    int status;
+
+    if (!recipient->pid || recipient->ended) {
+        return recipient->ended ? say_ended(recipient, recipient->status, error) : 0;
+    }
+    while (recipient->traced && waitpid(recipient->pid, &status, __WALL | WNOHANG) > 0) {
+        int signal = WSTOPSIG(status), event = status >> 16;
+
+        if (!WIFSTOPPED(status)) {
+            return say_ended(recipient, status, error);
+        }
+        /* A stop of the whole group (SIGSTOP) goes on until SIGCONT. */
+        if (event == PTRACE_EVENT_STOP && signal != SIGTRAP) {
+            ptrace(PTRACE_LISTEN, recipient->pid, 0, 0);
+        } else {
+            ptrace(PTRACE_CONT, recipient->pid, 0, event ? 0 : signal);
+        }
+    }
+    return 0;
+}
+
+static const struct block *named(const struct block *blocks, size_t count, const char *name)
+{
+    for (size_t i = 0; i < count; i++) {
+        if (!strcmp(blocks[i].name, name)) {
+            return &blocks[i];
+        }
+    }
+    return NULL;
+}
+
+/* Puts the new blocks into the order of the old ones, which have to be the same. */
+static int match(struct recipient *recipient, const struct donor *donor,
+                 const struct block *blocks, size_t count, struct error *error)
+{
+    for (size_t i = 0; i < donor->count; i++) {
+        const struct block *found = named(blocks, count, donor->blocks[i].name);
+
+        if (!found) {
+            return fail(error, "the new QEMU has no RAM block %s", donor->blocks[i].name);
+        }
+        if (found->most != donor->blocks[i].most) {
+            return fail(error, "RAM block %s is %#lx bytes long in the new QEMU, not %#lx",
+                        found->name, (unsigned long)found->most,
+                        (unsigned long)donor->blocks[i].most);
+        }
+        recipient->blocks[i] = *found;
+    }
+    for (size_t i = 0; i < count; i++) {
+        if (!named(donor->blocks, donor->count, blocks[i].name)) {
+            return fail(error, "the old QEMU has no RAM block %s", blocks[i].name);
+        }
+    }
+    return 0;
+}
+
+/* Gives memory the properties that the new QEMU has given to its own, which it replaces. */
+static void advise(struct remote *remote, uint64_t start, uint64_t size, unsigned flags)
+{
+    remote_call(remote, "the new QEMU's memory would be inherited", SYS_madvise, start, size,
+                MADV_DONTFORK, 0, 0, 0);
+    if (flags & MAPPING_MERGEABLE) {
+        remote_call(remote, NULL, SYS_madvise, start, size, MADV_MERGEABLE, 0, 0, 0);
+    }
+    if (flags & MAPPING_HUGEPAGE) {
+        remote_call(remote, NULL, SYS_madvise, start, size, MADV_HUGEPAGE, 0, 0, 0);
+    }
+}
+
+/* Moves a block; it may be in several mappings, each of which has to be moved by itself. */
+static int move_block(struct remote *remote, const struct maps *maps, uint64_t from, uint64_t to,
+                      uint64_t size)
+{
+    unsigned flags = maps_begin(maps, to)->flags;
+
+    for (size_t i = 0; i < maps->count && !remote->error->set; i++) {
+        const struct mapping *mapping = &maps->list[i];
+        uint64_t start = mapping->start > from ? mapping->start : from;
+        uint64_t end = mapping->end < from + size ? mapping->end : from + size;
+
+        if (start < end) {
+            remote_call(remote, "the new QEMU cannot take its memory", SYS_mremap, start,
+                        end - start, end - start, MREMAP_MAYMOVE | MREMAP_FIXED,
+                        to + (start - from), 0);
+        }
+    }
+    advise(remote, to, size, flags);
+    return remote->error->set ? -1 : 0;
+}
+
+static int move_all(struct recipient *recipient, const struct donor *donor,
+                    const struct maps *maps, struct error *error)
+{
+    struct remote remote = { .pid = recipient->pid, .tid = recipient->pid, .error = error };
+    const struct mapping *vdso = maps_named(maps, "[vdso]");
+
+    if (!vdso) {
+        return fail(error, "the new QEMU has no vdso");
+    }
+    remote.instruction = remote_instruction(recipient->pid, vdso->start, vdso->end - vdso->start,
+                                            error);
+    if (!remote.instruction || remote_begin(&remote)) {
+        return -1;
+    }
+    for (size_t i = 0; i < donor->count; i++) {
+        if (move_block(&remote, maps, donor->blocks[i].address, recipient->blocks[i].address,
+                       PAGE_UP(donor->blocks[i].most))) {
+            return -1;
+        }
+    }
+    return remote_end(&remote);
+}
+
+int recipient_adopt(struct recipient *recipient, const struct donor *donor,
+                    const struct block *blocks, size_t count, struct error *error)
+{
+    static struct block found[BLOCKS];
+    struct hold hold = { 0 };
+    struct maps maps = { 0 };
+    uint64_t begun = now_us();
+
+    memcpy(found, blocks, count * sizeof(*blocks));
+    if (maps_read(&maps, recipient->pid, error) ||
+        ramblock_find(recipient->pid, found, count, &maps, error) ||
+        match(recipient, donor, found, count, error)) {
+        maps_free(&maps);
+        return -1;
+    }
+    /* While a block moves there is nothing at its address: nobody may look there. */
+    if (!hold_all(&hold, recipient->pid, recipient->pid, error)) {
+        move_all(recipient, donor, &maps, error);
+        hold_release(&hold, recipient->pid);
+        if (ptrace(PTRACE_CONT, recipient->pid, 0, 0)) {
+            fail_errno(error, "the new QEMU does not go on");
+        }
+    }
+    maps_free(&maps);
+    recipient->adopt_us = now_us() - begun;
+    return error->set ? -1 : 0;
+}
+
+int recipient_let_go(struct recipient *recipient, struct error *error)
+{
+    if (recipient_attend(recipient, error)) {
+        return -1;
+    }
+    if (recipient->traced) {
+        if (remote_interrupt(recipient->pid, error) || remote_detach(recipient->pid, error)) {
+            return -1;
+        }
+        recipient->traced = false;
+    }
+    return 0;
+}
+
+/* Whether a process that is not traced has ended: nobody is there, or a zombie. */
+static bool has_ended(pid_t pid)
+{
+    char path[64], text[256] = "";
+    const char *state;
+    FILE *file;
+
+    snprintf(path, sizeof(path), "/proc/%d/stat", pid);
+    file = fopen(path, "r");
+    if (!file) {
+        return true;
+    }
+    if (!fgets(text, sizeof(text), file)) {
+        text[0] = 0;
+    }
+    fclose(file);
+    state = strrchr(text, ')');
+    return !state || state[2] == 'Z' || state[2] == 'X';
+}
+
+void recipient_end(struct recipient *recipient)
+{
+    int status;
+
+    if (!recipient->pid || recipient->ended) {
+        return;
+    }
+    kill(recipient->pid, SIGKILL);
+    while (recipient->traced) {
+        if (waitpid(recipient->pid, &status, __WALL) < 0 ? errno != EINTR
+                                                         : !WIFSTOPPED(status)) {
+            recipient->traced = false;
+            recipient->status = SIGKILL;
+        }
+    }
+    while (!has_ended(recipient->pid)) {
+        usleep(200); /* another process's child: there is nothing to wait for */
+    }
+    recipient->ended = true;
+}
