@@ -75,16 +75,21 @@ class Daemon(Model):
                 hint="nothing has been changed",
             ) from error
 
-    def start(self) -> None:
-        """Start it as it was; raise CannotTellError when it does not start."""
-        if self.units:
-            process.run(["systemctl", "start", *self.units])
-        elif not self.by_itself:
-            daemonize = [] if {"-d", "--daemon"} & {*self.argv} else ["--daemon"]
-            process.run(
-                ["env", "-i", "--chdir=/", *self.environment, *self.argv, *daemonize],
-                deadline=Deadline.after(_START_S, "libvirt's daemon starts"),
-            )
+    def start(self) -> str:
+        """Start it as it was, and return what it printed.
+
+        Somebody else may start it just as well, and that is no error: whoever needs it asks it.
+        """
+        if self.by_itself:
+            return ""
+        daemonize = [] if {"-d", "--daemon"} & {*self.argv} else ["--daemon"]
+        by_hand = ["env", "-i", "--chdir=/", *self.environment, *self.argv, *daemonize]
+        done = process.run(
+            ["systemctl", "start", *self.units] if self.units else by_hand,
+            check=False,
+            deadline=Deadline.after(_START_S, "libvirt's daemon starts"),
+        )
+        return done.stdout.strip()
 
 
 def _units(pid: int) -> Iterator[str]:

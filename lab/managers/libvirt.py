@@ -145,14 +145,15 @@ class Libvirt(Manager):
 
     def _back(self, found: Daemon) -> None:
         """Start the daemon again, and wait for its answer."""
-        found.start()
+        said = found.start()
         try:
             for _ in Deadline.after(_BACK_S, f"{self.uri} answers again").poll(0.1):
                 if self._virsh("version", check=False):
                     return
         except DeadlineError as error:
             raise CannotTellError(
-                error.message, hint="the guests run on; start libvirt's daemon, and see its log"
+                f"{error.message}; its daemon said: {said or 'nothing'}",
+                hint="the guests run on; start libvirt's daemon, and see its log",
             ) from error
 
     def adopt(self, guest: Guest, new: NewQemu) -> None:

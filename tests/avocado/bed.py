@@ -117,6 +117,17 @@ class Bed:
         thread.join()
         return made[0]
 
+    def kill(self, pid: int, number: int) -> None:
+        """Send a signal to a process that the bed knows by `pid`; to none when it is gone."""
+        space = Path(f"/proc/{self._init}/ns/pid").readlink()
+        for directory in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                status = (directory / "status").read_text(encoding="utf-8")
+                numbers = status.partition("\nNSpid:")[2].partition("\n")[0].split()
+                inside = (directory / "ns/pid").readlink() == space
+                if inside and numbers[-1] == str(pid):
+                    os.kill(int(directory.name), number)
+
     def processes(self, name: str) -> dict[int, list[str]]:
         """Return the bed's processes of that name: command lines by the bed's process ids."""
         found = {}

@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
+import select
 import shutil
 import socket
+import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -114,7 +117,9 @@ class LibvirtHost:
         done = self._as_user("virsh", "--quiet", "--connect", self.uri, *words, check=check)
         return done.stdout.strip()
 
-    def _as_user(self, *argv: str, check: bool = True, seconds: float = 120.0):
+    def _as_user(
+        self, *argv: str, check: bool = True, seconds: float = 120.0
+    ) -> subprocess.CompletedProcess[str]:
         runtime = f"XDG_RUNTIME_DIR={self.runtime}"
         return self.bed.run(
             "env", f"HOME={self.home}", runtime, *argv, check=check, user=self.user, seconds=seconds
@@ -154,7 +159,7 @@ class LibvirtHost:
         if self.bed.path(file).exists():
             pid = self.bed.path(file).read_text(encoding="ascii").split()[0]
             self.bed.run("kill", pid, check=False)
-            self._until(lambda: not self.bed.path(f"/proc/{pid}/exe").exists(), "libvirtd ends")
+            self.until(lambda: not self.bed.path(f"/proc/{pid}/exe").exists(), "libvirtd ends")
 
     def restart_daemon(self) -> None:
         """Restart libvirt's daemon for QEMU."""
@@ -163,10 +168,16 @@ class LibvirtHost:
         self.virsh("version")
 
     @staticmethod
-    def _until(done, what: str) -> None:
-        for _ in Deadline.after(60, what).poll():
+    def until(done: Callable[[], bool], what: str) -> None:
+        """Wait until something is so."""
+        for _ in Deadline.after(60, what).poll(0.1):
             if done():
                 return
+
+    @property
+    def images(self) -> Path:
+        """Where disks are."""
+        return self.home if self.user else _IMAGES
 
     @property
     def state(self) -> Path:
@@ -187,6 +198,28 @@ class LibvirtHost:
         said = self.virsh("qemu-monitor-command", name, "--hmp", "info version")
         return said.split()[0].partition("(")[0]
 
+    def console(self, name: str, command: str) -> str:
+        """Run a command in a domain's guest, by its serial console; return what it printed."""
+        terminal = self.bed.path(self.virsh("ttyconsole", name))
+        deadline = Deadline.after(_BOOT_S, f"the console of {name} answers {command}")
+        descriptor = os.open(terminal, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
+        try:
+            # What is typed before the shell is there may be lost: it is asked for its prompt first.
+            _type(descriptor, "", r"# $", deadline)
+            # The shell echoes what is typed: it puts the marks together.
+            line = f"echo be''gun; {command}; echo do''ne:$?"
+            said = _type(descriptor, line, r"done:\d+\s", deadline)
+        finally:
+            os.close(descriptor)
+        printed, _, status = said.partition("begun\n")[2].partition("done:")
+        assert status.split()[0] == "0", said
+        return printed
+
+    def digest(self, name: str) -> str:
+        """Return the SHA-256 of a domain's disk, as its guest reads it past its cache."""
+        said = self.console(name, "echo 3 >/proc/sys/vm/drop_caches; sha256sum /dev/vda")
+        return said.split()[0]
+
     def qmp(self, name: str, line: str) -> str:
         """Ask a domain's QEMU by libvirt's monitor."""
         return self.virsh("qemu-monitor-command", name, line)
@@ -200,7 +233,7 @@ class LibvirtHost:
         self, name: str, sockets: Path, *, mib: int = 256, cpus: int = 1, quota: bool = False
     ) -> Iterator[Lines]:
         """Start a domain and fill its guest's memory; destroy it afterwards."""
-        disk = (self.home if self.user else _IMAGES) / f"{name}.qcow2"
+        disk = self.images / f"{name}.qcow2"
         self._as_user("qemu-img", "create", "-q", "-f", "qcow2", str(disk), "64M")
         text = _XML.format(
             name=name,
@@ -209,7 +242,7 @@ class LibvirtHost:
             tune=_TUNE if quota else "",
             machine="pc-q35-10.0",
             images=_IMAGES,
-            append=self._image.append,
+            append=f"{self._image.append} pageflip.shell",
             emulator=EMULATOR,
             disk=disk,
             network="" if self.user else _BRIDGED.format(bridge=BRIDGE),
@@ -217,9 +250,13 @@ class LibvirtHost:
         )
         file = f"/tmp/{name}.xml"
         self.bed.path(file).write_text(text, encoding="utf-8")
+        sockets.mkdir(exist_ok=True)
         with Lines.of(sockets) as lines:
             try:
-                self.virsh("create", file) if self.user else self._define(file, name)
+                self.virsh("define", file)
+                self.virsh("start", name)
+                self.console(name, "test -e /dev/vda")
+                self.console(name, "(agent </dev/null >/dev/null 2>&1 &)")
                 for _ in Deadline.after(_BOOT_S, f"domain {name} boots").poll():
                     if lines.control.ready.is_set():
                         break
@@ -227,10 +264,7 @@ class LibvirtHost:
                 yield lines
             finally:
                 self.virsh("destroy", name, check=False)
-
-    def _define(self, file: str, name: str) -> None:
-        self.virsh("define", file)
-        self.virsh("start", name)
+                self.virsh("undefine", name, check=False)
 
     def traffic(self, lines: Lines, address: str) -> Traffic:
         """Send numbered datagrams and a stream to a domain's guest, which echoes them."""
@@ -248,6 +282,19 @@ class LibvirtHost:
         made.start()
         made.wait(deadline, lambda: None)
         return made
+
+
+def _type(terminal: int, line: str, wanted: str, deadline: Deadline) -> str:
+    """Type a line, an empty one again and again, until what is wanted has been printed."""
+    said = ""
+    os.write(terminal, f"{line}\n".encode())
+    while not re.search(wanted, said):
+        deadline.check()
+        if select.select([terminal], [], [], 1)[0]:
+            said += os.read(terminal, 65536).decode(errors="replace").replace("\r", "")
+        elif not line:
+            os.write(terminal, b"\n")
+    return said
 
 
 def lost(seen: Seen, control: Control) -> int:
