@@ -23,6 +23,8 @@ from lab.base.deadline import Deadline, DeadlineError
 from lab.base.errors import CannotTellError
 
 _COMMAND_S = 30.0
+#: How often it is looked whether waiting has become vain (s).
+_LOOK_S = 0.1
 
 
 class MonitorError(CannotTellError):
@@ -58,23 +60,32 @@ class Monitor:
             target=self._loop.run_forever, name=f"qmp-{name}", daemon=True
         )
 
-    def _wait(self, coroutine: Any, deadline: Deadline) -> Any:
+    def _wait(
+        self, coroutine: Any, deadline: Deadline, alive: Callable[[], None] = lambda: None
+    ) -> Any:
         future: Future[Any] = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         try:
-            return future.result(max(deadline.left, 0.001))
-        except FutureTimeoutError:
+            while True:
+                with suppress(FutureTimeoutError):
+                    return future.result(max(min(deadline.left, _LOOK_S), 0.001))
+                if deadline.expired:
+                    raise DeadlineError(
+                        f"{self.name}: {deadline.what}: no answer after {deadline.seconds:g} s"
+                    )
+                alive()
+        finally:
             future.cancel()
-            raise DeadlineError(
-                f"{self.name}: {deadline.what}: no answer after {deadline.seconds:g} s"
-            ) from None
 
     def connect(self, path: Path, deadline: Deadline, alive: Callable[[], None]) -> None:
         """Connect to the socket that QEMU is about to make; `alive` raises when QEMU has ended."""
         for left in deadline.poll(0.005):
             alive()
             try:
+                # Who listens may answer later, or never: management passes sockets to two QEMUs.
                 self._wait(
-                    self._client.connect(str(path)), Deadline.after(left, "connect to the monitor")
+                    self._client.connect(str(path)),
+                    Deadline.after(left, "connect to the monitor"),
+                    alive,
                 )
             except (QMPError, AssertionError):
                 # qemu.qmp asserts that who has just been connected to is still there.

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -119,3 +120,23 @@ def test_a_peer_that_ends_while_one_connects_is_tried_again(
     ):
         assert qmp.execute("query-status") == {"status": "running"}
     assert len(tries) == 2
+
+
+def test_connect_gives_up_where_somebody_listens_and_nobody_answers(sockets: Path) -> None:
+    """As when management has passed the socket to two QEMUs, and one of them has ended."""
+    looks: list[float] = []
+
+    def alive() -> None:
+        looks.append(time.monotonic())
+        if len(looks) > 2:
+            raise MonitorError("it has ended")
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(sockets / "qmp"))
+        listener.listen()
+        with (
+            pytest.raises(MonitorError, match="it has ended"),
+            monitor("new", sockets / "qmp", soon("connect"), alive, print),
+        ):
+            pass
+    assert looks[-1] - looks[0] < 4
