@@ -65,6 +65,11 @@ MAY_DIFFER: tuple[MayDiffer, ...] = (
         for name in ("MCFG", "mcfg_size", "pm_io_base", "gpe0_blk", "cpu-hotplug-legacy")
     ),
     MayDiffer(
+        ("devices", "*", "properties", "busnr"),
+        "the guest numbers the buses behind bridges, and that arrives with it",
+        before_only=True,
+    ),
+    MayDiffer(
         _PROPERTY, "the machine type says what it is for a QEMU that knows it", unknown_only=True
     ),
     MayDiffer(

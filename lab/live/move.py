@@ -50,6 +50,8 @@ class Plan:
     mechanism: Mechanism
     successor: Successor
     asked: Asked
+    #: Files that its manager opened for the old QEMU's process, and that no successor has open.
+    own: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -170,7 +172,7 @@ class Mover:
             command = CommandLine(found.argv, sockets, found.monitor)
             old = Qemu("old", command, process.Foreign(found.pid), record.directory / "old.log")
             start.connect(old)
-            check = Sameness(old, plan.successor.files, sockets)
+            check = Sameness(old, [*plan.successor.files, *plan.own], sockets)
             book.write(LiveStep.STARTING)
             stack.enter_context(files.held())
             new, keep = stack.enter_context(_successor(plan, record, sockets, passed))

@@ -28,6 +28,8 @@ class Guest:
     monitor: Path
     #: The program that its manager would start for it.
     emulator: Path
+    #: Files that its manager opened for this process.
+    own: tuple[Path, ...] = ()
 
 
 class Manager(abc.ABC):

@@ -25,6 +25,8 @@ from lab.managers.threads import Places, Threads
 from lab.vm.monitor import MonitorError, QmpError
 
 _VIRSH_S, _BACK_S = 30.0, 60.0
+#: libvirt may still be busy with what it found when it started (s).
+_VERIFY_S = 30.0
 
 
 class Libvirt(Manager):
@@ -91,6 +93,7 @@ class Libvirt(Manager):
             pid=status.pid,
             monitor=status.monitor,
             emulator=status.emulator,
+            own=(self._state / f"{name}.pid",),  # it is locked for the process (virPidFile)
         )
 
     @contextmanager
@@ -172,12 +175,27 @@ class Libvirt(Manager):
 
     def verify(self, guest: Guest, pid: int) -> None:
         """See that libvirt has the domain as it was, under the new process."""
+        wrong: list[str] = []
+        try:
+            for _ in Deadline.after(_VERIFY_S, "libvirt has the domain").poll(0.2):
+                wrong = self._differences(guest, pid)
+                if not wrong:
+                    note(f"domain {guest.name}: libvirt manages process {pid} as the same domain")
+                    return
+        except DeadlineError as error:
+            raise CannotTellError(
+                f"domain {guest.name} runs in process {pid}, but libvirt does not manage it as it "
+                f"did: {'; '.join(wrong)}"
+            ) from error
+
+    def _differences(self, guest: Guest, pid: int) -> list[str]:
+        """Return what libvirt says of a domain that is not as it should be."""
         now = self._guest(guest.name)
         state = self._virsh("domstate", guest.name, check=False)
         control = self._virsh("domcontrol", guest.name, check=False)
         # It asks QEMU, as nothing that libvirt keeps by itself would.
         stats = self._virsh("domstats", "--balloon", guest.name, check=False)
-        wrong = [
+        return [
             f"{what} is {seen}, and not {wanted}"
             for what, seen, wanted in (
                 ("its state", state, "running"),
@@ -188,12 +206,6 @@ class Libvirt(Manager):
             )
             if seen != wanted
         ]
-        if wrong:
-            raise CannotTellError(
-                f"domain {guest.name} runs in process {pid}, but libvirt does not manage it as it "
-                f"did: {'; '.join(wrong)}"
-            )
-        note(f"domain {guest.name}: libvirt manages process {pid} as the same domain")
 
 
 class Through:

@@ -6,6 +6,7 @@ Everything is found out while the manager is at work; then it is kept away once,
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -63,7 +64,10 @@ def upgrade(
     with manager.quiesced(guests):
         note(f"{manager.title} is kept away; the guests run on")
         plans = [
-            move.plan(str(guest.monitor), programs[guest.name], wanted, asked) for guest in guests
+            dataclasses.replace(
+                move.plan(str(guest.monitor), programs[guest.name], wanted, asked), own=guest.own
+            )
+            for guest in guests
         ]
         try:
             moved = Mover(layout).all(plans, at_once)

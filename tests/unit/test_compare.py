@@ -97,6 +97,9 @@ def test_what_arrives_with_the_guest() -> None:
         "migration capabilities events: False in the old QEMU, True in the new one",
         "migration parameters max: 1 in the old QEMU, 2 in the new one",
     ]
+    behind, unnumbered = ({"devices": {"/machine/peripheral/a": device(busnr=n)}} for n in (5, 0))
+    assert found(truth(**behind), new(**unnumbered)) == []
+    assert len(found(truth(**behind), new(**unnumbered), committed=True)) == 1
     stored = disk_node(bitmaps={"b": Bitmap(granularity=1, recording=True, persistent=True)})
     old = truth(block=block(drives={"d0": drive(stored)}))
     assert found(old, new()) == []
