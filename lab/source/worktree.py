@@ -168,7 +168,7 @@ def _replace(made: Path, directory: Path) -> None:
         new.replace(directory / new.name)
 
 
-def _touched(series: Series) -> set[str]:
+def touched(series: Series) -> set[str]:
     """Return the files, below the tree, that the patches speak of."""
     named = re.compile(r"^(?:--- a/|\+\+\+ b/|rename from |copy from )(.+?)\t?$", re.MULTILINE)
     return {
@@ -183,7 +183,7 @@ def small_tree(base: Path, series: Series, into: Path) -> None:
     into.mkdir(parents=True)
     (into / ".pageflip-base").write_text("a part of the tree\n", encoding="utf-8")
     root = base.resolve()
-    for name in sorted(_touched(series)):
+    for name in sorted(touched(series)):
         found = base / name
         if found.is_file() and found.resolve().is_relative_to(root):
             (into / name).parent.mkdir(parents=True, exist_ok=True)

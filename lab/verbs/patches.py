@@ -4,64 +4,57 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 from lab.base.errors import ExitCode
 from lab.base.layout import CHECKOUT, Layout
 from lab.base.progress import note
 from lab.review import lint
-from lab.source import package, worktree
-from lab.source.releases import load_releases
+from lab.source import package, port, worktree
+from lab.source.releases import Releases, load_releases
 from lab.source.resolve import Source, resolve, stock_tree
 from lab.source.series import Series, load_series
+
+#: Adds an argument to an action's parser.
+Adder = Callable[..., argparse.Action]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
     verbs = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    about = {
-        "apply": "make a git work tree with one commit for each patch",
-        "export": "write the work tree's commits back as the series",
-        "refresh": "bring the series up to date with its release, allowing what building refuses",
-    }
-    for action, text in about.items():
-        verb = verbs.add_parser(action, help=text, description=text)
-        verb.add_argument("release", metavar="REL", help="10.0, 10.2, old or new")
-        if action != "refresh":
-            verb.add_argument(
-                "directory",
-                metavar="DIR",
-                type=Path,
-                nargs="?",
-                help="the work tree (default: build/series-REL in the checkout)",
+
+    def action(name: str, text: str, *, subject: str = "release", tree: str = "") -> Adder:
+        """Add an action, with what it is about and the directory that it makes or reads."""
+        added = verbs.add_parser(name, help=text, description=text)
+        if subject == "release":
+            added.add_argument("release", metavar="REL", help="a release's name, old or new")
+        elif subject == "new":
+            added.add_argument(
+                "new", metavar="NEW", help="a release, or QEMU's source in a directory"
             )
-        if action == "export":
-            verb.add_argument(
-                "--base",
-                metavar="COMMIT",
-                default="pageflip-base",
-                help="the series is what comes after it (default: the tag that apply sets)",
-            )
+        if tree:
+            text = f"default: build/{tree} in the checkout"
+            added.add_argument("directory", metavar="DIR", type=Path, nargs="?", help=text)
+        return added.add_argument
+
+    action("apply", "make a git work tree with one commit for each patch", tree="series-REL")
+    add = action("export", "write the work tree's commits back as the series", tree="series-REL")
+    text = "the series is what comes after it (default: the tag that apply sets)"
+    add("--base", metavar="COMMIT", default=worktree.BASE_TAG, help=text)
+    action("refresh", "bring the series up to date with its release, allowing fuzz and merges")
     text = "make the distribution's source package with the series on top, to build and install"
-    packer = verbs.add_parser("deb", help=text, description=text)
-    packer.add_argument("release", metavar="REL", help="10.0, 10.2, old or new")
-    packer.add_argument(
-        "directory",
-        metavar="DIR",
-        type=Path,
-        nargs="?",
-        help="where to make it (default: build/deb-REL in the checkout)",
-    )
-    packer.add_argument(
-        "--suffix",
-        default=package.SUFFIX,
-        help="what its version ends in (default: %(default)s)",
-    )
-    packer.add_argument("--build", action="store_true", help="build the binary packages as well")
+    add = action("deb", text, tree="deb-REL")
+    add("--suffix", default=package.SUFFIX, help="the end of its version (default: %(default)s)")
+    add("--build", action="store_true", help="build the binary packages as well")
+    text = "try the series on another QEMU: which patches apply, which conflict, and where"
+    add = action("port", text, subject="new", tree="port-NEW")
+    text = "whose series (default: the one of the release that is new)"
+    add("--from", dest="release", default="new", metavar="REL", help=text)
     text = "check the series: they apply, they round-trip, they are in QEMU's style"
-    checker = verbs.add_parser("lint", help=text, description=text)
-    checker.add_argument("release", metavar="REL", nargs="*", help="default: all")
-    checker.add_argument("--build", action="store_true", help="compile QEMU after every patch")
+    add = action("lint", text, subject="all")
+    add("release", metavar="REL", nargs="*", help="default: all")
+    add("--build", action="store_true", help="compile QEMU after every patch")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -83,6 +76,8 @@ def run(options: argparse.Namespace) -> int:
         for line in worktree.refresh(stock_tree(layout, source), directory):
             note(line)
         return ExitCode.PASS
+    if options.action == "port":
+        return _port(options, layout, releases, stock_tree(layout, source))
     if options.action == "deb":
         place = (options.directory or CHECKOUT / "build" / f"deb-{release.name}").absolute()
         _deb(options, source, load_series(directory), place)
@@ -109,3 +104,29 @@ def _deb(options: argparse.Namespace, source: Source, series: Series, place: Pat
             note(str(one))
     else:
         note(f"build it where its dependencies are: cd {made.tree} && dpkg-buildpackage -us -uc -b")
+
+
+def _port(options: argparse.Namespace, layout: Layout, releases: Releases, base: Path) -> int:
+    """Try a series on another QEMU; pass when every patch applies there."""
+    named = Path(options.new)
+    new = (
+        named if named.is_dir() else stock_tree(layout, resolve(layout, releases.get(options.new)))
+    )
+    name = releases.get(options.release).name
+    series = load_series(layout.patches / name)
+    place = options.directory or CHECKOUT / "build" / f"port-{named.name}"
+    found = port.port(base, series, new.absolute(), place.absolute())
+    for one in found:
+        note(str(one))
+    count = {how: sum(one.how is how for one in found) for how in port.How}
+    note("; ".join(f"{how}: {number}" for how, number in count.items() if number))
+    if not count[port.How.CONFLICTS]:
+        note(f"{place}: all of them; write them with ./pageflip patches export NAME {place}")
+        return ExitCode.PASS
+    note(
+        f"{place}: a commit for each; those that begin with {port.CONFLICT.strip()} are a guess.  "
+        f"To merge one after another:\n"
+        f"    git -C {place} reset --hard {worktree.BASE_TAG}\n"
+        f"    git -C {place} am -3 {layout.patches / name}/*.patch"
+    )
+    return ExitCode.FAIL
