@@ -14,9 +14,9 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -58,6 +58,10 @@ class Built:
     sha256: str
     qemu_img_sha256: str
     source: dict[str, object]
+    #: Whose options it was made with (patches/releases.toml); builds once did not say.
+    flavour: str = "slim"
+    #: The features that it lacks for want of packages, with those.
+    left_out: dict[str, list[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -69,13 +73,29 @@ class _BuildRecipe:
     source: Source
     series: Series
     options: BuildOptions
-    tools: toolchain.Toolchain
+
+    @cached_property
+    def left_out(self) -> dict[str, list[str]]:
+        """The features that cannot be built here, with the packages that they lack."""
+        return toolchain.left_out(self.options.libraries)
+
+    @cached_property
+    def libraries(self) -> dict[str, tuple[str, ...]]:
+        """The features that can be, with their packages."""
+        wanted = self.options.libraries
+        return {name: its for name, its in wanted.items() if name not in self.left_out}
+
+    @cached_property
+    def tools(self) -> toolchain.Toolchain:
+        return toolchain.find(one for its in self.libraries.values() for one in its)
 
     @property
     def configure(self) -> tuple[str, ...]:
         # Debian's tarballs hold the subprojects; upstream's git has meson fetch them, by commit.
         extra = ("--disable-download",) if self.source.kind is Kind.DEBIAN else ()
-        return ("--prefix=/usr", *self.options.configure, *self.release.configure, *extra)
+        features = (f"--enable-{name}" for name in self.libraries)
+        wanted = (*self.options.configure, *features, *self.release.configure)
+        return ("--prefix=/usr", *wanted, *extra)
 
     @cached_property
     def series_digest(self) -> str:
@@ -96,7 +116,8 @@ class _BuildRecipe:
 
     @property
     def title(self) -> str:
-        return f"QEMU {self.release.version} ({self.series_title})"
+        flavour = self.options.flavour
+        return f"QEMU {self.release.version} ({self.series_title}, {flavour})"
 
     @property
     def series_title(self) -> str:
@@ -125,7 +146,7 @@ def by_name(layout: Layout, name: str) -> Built:
 def _named(layout: Layout, name: str) -> tuple[Release, Source, Series, BuildOptions]:
     asked = naming.named(layout, name)
     source = resolve(layout, asked.release, asked.releases.upstream.releases)
-    return asked.release, source, asked.series, asked.releases.build
+    return asked.release, source, asked.series, asked.options
 
 
 def driver(layout: Layout, name: str) -> Path:
@@ -133,9 +154,10 @@ def driver(layout: Layout, name: str) -> Path:
 
     It runs QEMUs that it is given and is a build of its own: theirs is not changed by it.
     """
-    release, source, series, options = _named(layout, name)
+    # It needs nothing that a flavour is about, and is quick to build without.
+    release, source, series, options = _named(layout, naming.slim(name))
     options = options.model_copy(update={"targets": (_DRIVER,)})
-    recipe = _BuildRecipe(layout, release, source, series, options, toolchain.find())
+    recipe = _BuildRecipe(layout, release, source, series, options)
     kept = recipe.directory / Path(_DRIVER).name
     with _making(recipe, f"the migration tests of {recipe.title}"):
         if not kept.is_file():
@@ -153,18 +175,27 @@ def build(
     Raises CannotTellError without a compiler or disk, or when QEMU does not compile; the message
     has the compiler's own words and the log's place.
     """
-    recipe = _BuildRecipe(layout, release, source, series, options, toolchain.find())
+    recipe = _BuildRecipe(layout, release, source, series, options)
     if built := _read(recipe.directory):
         return built
     with _making(recipe, recipe.title):
         if built := _read(recipe.directory):
             return built
+        if recipe.left_out:
+            note(f"{recipe.title} is built {without(recipe.left_out)}")
         _keep(recipe, _compiled(recipe))
         _clear(recipe)
     built = _read(recipe.directory)
     if built is None:
         raise CannotTellError(f"{recipe.directory} was changed by somebody else", "build it again")
     return built
+
+
+def without(left_out: Mapping[str, Sequence[str]]) -> str:
+    """Return in words what a build lacks, and what to install for it."""
+    packages = dict.fromkeys(one for its in left_out.values() for one in its)
+    names = ", ".join(name.partition("=")[0] for name in left_out)
+    return f"without {names}: apt-get install {' '.join(packages)}"
 
 
 @contextmanager
@@ -341,6 +372,8 @@ def _keep(recipe: _BuildRecipe, objects: Path) -> None:
         "sha256": hashes["qemu"],
         "qemu_img_sha256": hashes["qemu_img"],
         "source": recipe.source.record(),
+        "flavour": recipe.options.flavour,
+        "left_out": recipe.left_out,
         "sizes": {name: (recipe.directory / name).stat().st_size for name in names.values()},
     }
     write_whole(recipe.directory / _MARKER, json.dumps(kept, indent=2) + "\n")

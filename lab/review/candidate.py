@@ -156,8 +156,13 @@ def add_arguments(
     arguments.add_out(parser)
 
 
-def asked_for(given: argparse.Namespace, names: Sequence[str], prefix: str) -> Subject:
-    """Collect the series into a new directory and return it; raise UsageError."""
+def asked_for(
+    given: argparse.Namespace, names: Sequence[str], prefix: str, *, slim: bool = False
+) -> Subject:
+    """Collect the series into a new directory and return it; raise UsageError.
+
+    With `slim` its QEMUs are those that are quick to build.
+    """
     layout = Layout.default()
     for name in names:
         mechanisms.named(name)
@@ -166,6 +171,8 @@ def asked_for(given: argparse.Namespace, names: Sequence[str], prefix: str) -> S
     side, stock = End(given.side), given.on == "stock"
     old = end_name(layout, given.old, patched=side is not End.NEW, stock=stock)
     new = end_name(layout, given.new, patched=side is not End.OLD, stock=stock)
+    if slim:
+        old, new = naming.slim(old), naming.slim(new)
     layout = layout.into(given.out)
     directory = layout.new_run(prefix)
     repository = given.repository or layout.checkout / "qemu"

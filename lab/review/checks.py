@@ -130,7 +130,7 @@ def build_part(base: Base, number: int) -> None:
         f"{asked.series.name}+upto-{number}",
         (*asked.series.patches, *base.series.patches[:number]),
     )
-    build.build(base.layout, asked.release, base.source, part, asked.releases.build)
+    build.build(base.layout, asked.release, base.source, part, asked.options)
 
 
 def device_state(subject: Subject) -> Iterator[Check]:

@@ -4,6 +4,7 @@
 old, new, 10.0, 10.2.2      a release with its series in patches/
 stock:NAME                  the same without that series
 NAME+DIR                    the same, and the series in DIR on top
+FLAVOUR:NAME                the same, built as that flavour of patches/releases.toml has it
 /some/qemu, ./qemu          a binary that is there
 """
 
@@ -14,10 +15,11 @@ from pathlib import Path
 
 from lab.base.errors import UsageError
 from lab.base.layout import Layout
-from lab.source.releases import Release, Releases, load_releases
+from lab.source.releases import BuildOptions, Release, Releases, load_releases
 from lab.source.series import STOCK, Series, load_series
 
 _STOCK = "stock:"
+_SLIM = "slim:"
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,12 @@ class Named:
     releases: Releases
     release: Release
     series: Series
+    flavour: str
+
+    @property
+    def options(self) -> BuildOptions:
+        """What its build is asked for."""
+        return self.releases.options(self.flavour)
 
 
 def is_path(name: str) -> bool:
@@ -36,15 +44,32 @@ def is_path(name: str) -> bool:
 
 def stock(name: str) -> str:
     """Return what `name`, which is not a path, is called without its series in patches/."""
-    return f"{_STOCK}{name.removeprefix(_STOCK)}"
+    head, base = _prefixes(name)
+    return f"{head.removesuffix(_STOCK)}{_STOCK}{base}"
+
+
+def slim(name: str) -> str:
+    """Return what `name` is called as the flavour that is quick to build.
+
+    A path is one, and a name that says its flavour.
+    """
+    said = is_path(name) or _prefixes(name)[0].removesuffix(_STOCK)
+    return name if said else f"{_SLIM}{name}"
 
 
 def named(layout: Layout, name: str) -> Named:
     """Return what `name`, which is not a path, says; raise UsageError for what is not known."""
     releases = load_releases(layout.patches / "releases.toml")
     base, plus, directory = name.partition("+")
-    release = releases.get(base.removeprefix(_STOCK))
-    series = STOCK if base.startswith(_STOCK) else load_series(layout.patches / release.name)
+    head, base = _prefixes(base)
+    release = releases.get(base)
+    series = STOCK if head.endswith(_STOCK) else load_series(layout.patches / release.name)
+    flavour = head.removesuffix(_STOCK).removesuffix(":") or releases.build.flavour
+    if flavour not in releases.flavours:
+        raise UsageError(
+            f"{name}: there is no flavour {flavour!r}",
+            hint=f"one of: {', '.join(releases.flavours)}; then stock:, if at all, then a release",
+        )
     if plus:
         more = load_series(Path(directory))
         if more is STOCK:
@@ -53,4 +78,10 @@ def named(layout: Layout, name: str) -> Named:
                 hint="name a directory with a file `series`, which names the patches in it",
             )
         series = Series(f"{series.name}+{more.name}", (*series.patches, *more.patches))
-    return Named(releases, release, series)
+    return Named(releases, release, series, flavour)
+
+
+def _prefixes(name: str) -> tuple[str, str]:
+    """Return what stands before the release's name, colons and all, and the rest."""
+    head, colon, _base = name.partition("+")[0].rpartition(":")
+    return head + colon, name[len(head + colon) :]

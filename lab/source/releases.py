@@ -6,7 +6,6 @@ Everything is checked when it is read; an error names the file and the key.
 
 from __future__ import annotations
 
-import enum
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,13 +21,6 @@ Sha1 = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 # What follows is put on command lines: nothing that a program could take for an option.
 Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9.+~:_-]*$")]
-
-
-class Role(enum.StrEnum):
-    """Which end of an upgrade a release is, when the user names none."""
-
-    OLD = "old"
-    NEW = "new"
 
 
 class Strict(BaseModel):
@@ -94,7 +86,6 @@ class Release(Strict):
     """One QEMU release.  ``name`` is its key in the file, and its series' directory."""
 
     version: Word
-    role: Role
     tag: Word
     commit: Sha1 | None = None
     debian: DebianSource | None = None
@@ -108,11 +99,32 @@ class Release(Strict):
         return self._name
 
 
-class BuildOptions(Strict):
-    """What is asked of QEMU's configure, and of ninja."""
+class Roles(Strict):
+    """Which releases are meant where the user names none, or says ``old`` or ``new``."""
 
-    configure: tuple[str, ...]
+    old: Word
+    new: Word
+
+
+class Flavour(Strict):
+    """What is asked of QEMU's configure in one flavour, beyond what every build is.
+
+    ``libraries`` are features, as ``--enable-`` has them, with the packages that each takes: one
+    whose packages are missing is left out.
+    """
+
+    configure: tuple[str, ...] = ()
+    libraries: dict[str, tuple[Word, ...]] = {}
+
+
+class BuildOptions(Flavour):
+    """What is asked of QEMU's configure, and of ninja; in the file, in every flavour.
+
+    ``flavour`` is in the file the usual one, in `Releases.options` the one they are of.
+    """
+
     targets: tuple[Word, ...]
+    flavour: Word
 
 
 class Upstream(Strict):
@@ -124,14 +136,17 @@ class Upstream(Strict):
 class Releases(Strict):
     """All of ``releases.toml``."""
 
+    roles: Roles
     build: BuildOptions
+    flavours: dict[Word, Flavour]
     upstream: Upstream
     releases: dict[Word, Release]
 
     def get(self, name: str) -> Release:
         """Return a release by its name, its version, or its role; raise UsageError."""
+        name = {"old": self.roles.old, "new": self.roles.new}.get(name, name)
         for key, release in self.releases.items():
-            if name in (key, release.version, release.role.value):
+            if name in (key, release.version):
                 return release
         known = ", ".join(f"{key} ({one.version})" for key, one in self.releases.items())
         raise UsageError(
@@ -141,18 +156,30 @@ class Releases(Strict):
     @property
     def old(self) -> Release:
         """The release that guests run under."""
-        return self.get(Role.OLD)
+        return self.get(self.roles.old)
 
     @property
     def new(self) -> Release:
         """The release that they are moved to."""
-        return self.get(Role.NEW)
+        return self.get(self.roles.new)
+
+    def options(self, flavour: str) -> BuildOptions:
+        """Return what a build of `flavour` (one of ``flavours``) is asked for."""
+        its = self.flavours[flavour]
+        return BuildOptions(
+            configure=(*self.build.configure, *its.configure),
+            libraries=self.build.libraries | its.libraries,
+            targets=self.build.targets,
+            flavour=flavour,
+        )
 
     @model_validator(mode="after")
-    def _pair(self) -> Self:
-        for role in Role:
-            if sum(release.role is role for release in self.releases.values()) != 1:
-                raise ValueError(f"releases: want exactly one with role = {role.value!r}")
+    def _known(self) -> Self:
+        for role, name in (("old", self.roles.old), ("new", self.roles.new)):
+            if name not in self.releases:
+                raise ValueError(f"roles: {role} = {name!r} is none of the releases")
+        if self.build.flavour not in self.flavours:
+            raise ValueError(f"build: flavour = {self.build.flavour!r} is none of the flavours")
         for name, release in self.releases.items():
             release._name = name  # a name is written once, as the key
         return self

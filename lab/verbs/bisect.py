@@ -48,7 +48,7 @@ def run(given: argparse.Namespace) -> int:
     """Do what ``pageflip bisect`` says."""
     asked = condition(given.metric, given.threshold)
     name = given.mechanism or candidate.MECHANISMS[given.on].partition(",")[0]
-    mine = candidate.asked_for(given, [name], "bisect-")
+    mine = candidate.asked_for(given, [name], "bisect-", slim=True)
     rounds.plan(checks.request(mine))  # every size fits
     last = str(len(mine.series.patches))
     good, bad = (number_of(text, mine.series) for text in (given.good, given.bad or last))

@@ -19,14 +19,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lab.base import process
 from lab.base.errors import CannotTellError, ExitCode, LabError
 from lab.base.layout import Layout
 from lab.guest import images
 from lab.host import cgroup, facts, userfault
 from lab.live import journal
 from lab.pair import build, firmware, toolchain
-from lab.pair.toolchain import Need
 from lab.vm import accel
 from lab.vm.cmdline import Machine
 
@@ -94,46 +92,15 @@ def tools(layout: Layout) -> Iterator[Finding]:
         yield Finding("compiler", "ok", found.identity[1])
     except CannotTellError as error:
         yield Finding("compiler", "missing", error.message, error.hint)
-    absent = missing(toolchain.needs(layout.checkout))
+    absent = toolchain.missing(toolchain.needs(layout.checkout))
     if not absent:
         yield Finding("packages", "ok", "all there")
-        return
-    names = " ".join(need.package for need in absent)
-    why = "; ".join(f"{need.package} ({need.why})" for need in absent)
-    yield Finding("packages", "missing", why, f"apt-get install {names}")
-
-
-def missing(needs: tuple[Need, ...]) -> list[Need]:
-    """Return those of `needs` that the machine has not."""
-    if not shutil.which("dpkg-query"):
-        return [need for need in needs if not _works(need.check)]
-    argv = ["dpkg-query", "-W", "-f", "${db:Status-Status} ${Package}\n"]
-    said = process.run([*argv, *(need.package for need in needs)], check=False).stdout
-    there = set(said.splitlines())
-    # What is not a package here may be there all the same (a compiler of one's own).
-    return [
-        need
-        for need in needs
-        if f"installed {need.package}" not in there
-        and (need.check == "-" or not _works(need.check))
-    ]
-
-
-def _works(check: str) -> bool:
-    """Carry out the check of a line in ``packages.txt``."""
-    if check == "-":
-        return True
-    kind, _, rest = check.rpartition(":")
-    try:
-        if kind == "pc":
-            return process.run(["pkg-config", "--exists", rest], check=False).returncode == 0
-        if kind == "h":
-            source = f"#include <{rest}>\n"
-            argv = ["gcc", "-E", "-"]
-            return process.run(argv, check=False, stdin=source).returncode == 0
-    except CannotTellError:
-        return False
-    return shutil.which(check) is not None
+    for state in ("missing", "note"):
+        some = [need for need in absent if need.is_optional is (state == "note")]
+        if some:
+            names = " ".join(need.package for need in some)
+            why = "; ".join(f"{need.package} ({need.why})" for need in some)
+            yield Finding("packages", state, why, f"apt-get install {names}")
 
 
 def memory_features(_layout: Layout) -> Iterator[Finding]:
@@ -190,7 +157,7 @@ def builds(layout: Layout) -> Iterator[Finding]:
     else:
         yield Finding("submodule", "ok", "qemu/ is empty: sources come from elsewhere")
     found = build.existing(layout)
-    text = ", ".join(f"{one.version} ({one.series})" for one in found)
+    text = ", ".join(f"{one.version} ({one.series}, {one.flavour})" for one in found)
     if found:
         yield Finding("builds", "ok", text)
     else:

@@ -85,7 +85,9 @@ binary binary-arch binary-indep:
 	dpkg-gencontrol
 	dpkg-deb --build --root-owner-group debian/tmp ..
 """
-OPTIONS = BuildOptions(configure=("--fake",), targets=("qemu-system-x86_64", "qemu-img"))
+OPTIONS = BuildOptions(
+    configure=("--fake",), targets=("qemu-system-x86_64", "qemu-img"), flavour="plain"
+)
 
 
 def tarball(path: Path, files: dict[str, str]) -> None:
@@ -120,13 +122,14 @@ def pin(path: Path) -> dict[str, Any]:
 
 def release(**changes: Any) -> Release:
     """Return a release as ``releases.toml`` would give it."""
-    entry = {"version": VERSION, "role": "new", "tag": f"v{VERSION}", **changes}
-    other = {"version": "9.8.0", "role": "old", "tag": "v9.8.0"}
+    entry = {"version": VERSION, "tag": f"v{VERSION}", **changes}
     return Releases.model_validate(
         {
+            "roles": {"old": "9.8", "new": "9.9"},
+            "flavours": {"plain": {}},
             "build": OPTIONS.model_dump(),
             "upstream": {"releases": "https://upstream.invalid"},
-            "releases": {"9.9": entry, "9.8": other},
+            "releases": {"9.9": entry, "9.8": {"version": "9.8.0", "tag": "v9.8.0"}},
         }
     ).new
 

@@ -153,8 +153,29 @@ def test_the_key_has_all_that_goes_in(make: Make, monkeypatch: pytest.MonkeyPatc
     before = make()
     found = toolchain.find()
     other = replace(found, identity=(*found.identity, "libfoo 2"))
-    monkeypatch.setattr(toolchain, "find", lambda: other)
+    monkeypatch.setattr(toolchain, "find", lambda _: other)
     assert make().key != before.key
+
+
+def test_a_feature_whose_library_is_missing_is_left_out_and_named(
+    make: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], layout: Layout
+) -> None:
+    without = make()
+    assert without.left_out == {}
+    libraries = {"there": ("libc6-dev",), "baz=system": ("libc6-dev", "libbaz-dev")}
+    more = fake_source.OPTIONS.model_copy(update={"libraries": libraries, "flavour": "more"})
+    monkeypatch.setattr(fake_source, "OPTIONS", more)
+    built = make()
+    assert built.key != without.key
+    assert (built.flavour, built.left_out) == ("more", {"baz=system": ["libbaz-dev"]})
+    said = capsys.readouterr().err
+    assert "(stock, more) is built without baz: apt-get install libbaz-dev" in said
+    log = (built.qemu.parent / "build.log").read_text()
+    assert "--enable-there" in log
+    assert "baz" not in log
+    assert make() == built
+    assert capsys.readouterr().err == ""  # said when it is made
+    assert {one.flavour for one in build.existing(layout)} == {"plain", "more"}
 
 
 def test_the_same_bytes_in_another_place(make: Make, tmp_path: Path) -> None:
@@ -195,7 +216,7 @@ def test_the_compilers_words_are_shown(
     with pytest.raises(CannotTellError) as caught:
         make()
     assert "emulator.c:7:3: error: no such thing" in caught.value.message
-    assert "QEMU 9.9.9 (stock) does not compile" in caught.value.message
+    assert "QEMU 9.9.9 (stock, plain) does not compile" in caught.value.message
     log = Path(re.search(r"all of it: (\S+)\)", caught.value.message)[1])  # type: ignore[index]
     assert "error: no such thing" in log.read_text()
     assert build.existing(layout) == []

@@ -20,6 +20,7 @@ from lab.host import facts, userfault
 from lab.host.userfault import UserFault
 from lab.pair import build, firmware, toolchain
 from lab.pair.toolchain import Need
+from lab.source.releases import load_releases
 from lab.verbs import doctor
 from lab.verbs.doctor import Finding
 from lab.vm import accel
@@ -55,11 +56,14 @@ def test_a_missing_package_is_named_with_its_command(
     layout: Layout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     absent = [Need("libfoo-dev", "h:foo.h", "QEMU: foo"), Need("bar", "bar", "barring")]
-    monkeypatch.setattr(doctor, "missing", lambda _: absent)
-    found = {one.name: one for one in doctor.tools(layout)}["packages"]
-    assert found.state == "missing"
-    assert found.to_do == "apt-get install libfoo-dev bar"
-    assert "libfoo-dev (QEMU: foo)" in found.text
+    absent.append(Need("libbaz-dev", "h:baz.h", "optional: -baz"))
+    monkeypatch.setattr(toolchain, "missing", lambda _: absent)
+    found = [one for one in doctor.tools(layout) if one.name == "packages"]
+    assert [(one.state, one.to_do) for one in found] == [
+        ("missing", "apt-get install libfoo-dev bar"),
+        ("note", "apt-get install libbaz-dev"),
+    ]
+    assert "libfoo-dev (QEMU: foo)" in found[0].text
 
 
 def test_what_is_missing_is_found_by_trying(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,11 +74,11 @@ def test_what_is_missing_is_found_by_trying(monkeypatch: pytest.MonkeyPatch) -> 
         Need("no-such-package-4", "h:stdio.h", "there"),
         Need("no-such-package-5", "pc:no-such-module", "not there"),
     )
-    names = [need.package[-1] for need in doctor.missing(needs)]
+    names = [need.package[-1] for need in toolchain.missing(needs)]
     assert names == ["2", "3", "5"]
     real = shutil.which
     monkeypatch.setattr(shutil, "which", lambda name: None if name == "dpkg-query" else real(name))
-    assert [need.package[-1] for need in doctor.missing(needs)] == ["2", "3", "5"]
+    assert [need.package[-1] for need in toolchain.missing(needs)] == ["2", "3", "5"]
 
 
 def test_no_compiler_means_that_no_upgrade_can_be_run(
@@ -192,3 +196,13 @@ def test_the_list_of_packages_is_well_formed() -> None:
     text = (CHECKOUT / "packages.txt").read_text(encoding="utf-8")
     lines = [line for line in text.splitlines() if line and not line.startswith("#")]
     assert len(lines) == len(needs)
+
+
+def test_what_a_flavour_takes_is_an_optional_library_of_the_list() -> None:
+    listed = {need.package: need for need in toolchain.needs()}
+    flavours = load_releases(CHECKOUT / "patches" / "releases.toml").flavours
+    named = {
+        package for one in flavours.values() for its in one.libraries.values() for package in its
+    }
+    assert named == {package for package, need in listed.items() if need.is_optional}
+    assert all(listed[package].is_library for package in named)

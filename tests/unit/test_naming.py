@@ -37,6 +37,33 @@ def test_a_release_comes_with_its_series_or_without() -> None:
     assert (stock.series.name, stock.series.patches) == ("stock", ())
 
 
+@pytest.mark.parametrize(
+    ("name", "slim"),
+    [
+        ("new", "slim:new"),
+        ("stock:new+dir/x:y", "slim:stock:new+dir/x:y"),
+        ("slim:new", "slim:new"),
+        ("full:stock:new", "full:stock:new"),
+        ("./a:b", "./a:b"),
+    ],
+)
+def test_a_flavour_is_said_before_the_name(name: str, slim: str) -> None:
+    assert naming.slim(name) == slim
+    if not naming.is_path(name) and "+" not in name:
+        made = naming.named(LAYOUT, slim)
+        assert made.flavour == slim.partition(":")[0] == made.options.flavour
+        assert made.series == naming.named(LAYOUT, name).series
+    assert naming.stock(slim) == naming.stock(naming.stock(slim))
+
+
+def test_the_usual_flavour_is_what_a_distribution_has() -> None:
+    full, slim = (naming.named(LAYOUT, name).options for name in ("new", "slim:new"))
+    assert full.flavour == "full"
+    assert set(slim.configure) < set(full.configure)
+    assert {"seccomp", "vnc", "spice", "gnutls", "libusb"} <= full.libraries.keys()
+    assert not slim.libraries
+
+
 @pytest.mark.parametrize("base", ["10.2", "stock:10.2"])
 def test_another_series_goes_on_top(base: str, tmp_path: Path) -> None:
     mine = tmp_path / "mine"
@@ -49,7 +76,10 @@ def test_another_series_goes_on_top(base: str, tmp_path: Path) -> None:
     assert both.series.digest != below.series.digest
 
 
-@pytest.mark.parametrize("name", ["9.9", "stock:9.9", "", "stock:", "10.2+", "10.2+/nowhere"])
+@pytest.mark.parametrize(
+    "name",
+    ["9.9", "stock:9.9", "", "stock:", "10.2+", "10.2+/nowhere", "fat:10.2", "slim:full:10.2"],
+)
 def test_what_is_not_there_is_wrong_usage(name: str) -> None:
     with pytest.raises(UsageError):
         naming.named(LAYOUT, name)

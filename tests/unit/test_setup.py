@@ -165,11 +165,31 @@ def test_without_sudo_the_administrators_command_is_told(world: World) -> None:
 
 def test_sudo_is_asked_once_and_the_packages_are_named(world: World) -> None:
     world.stub("sudo", _SUDO)
-    done = world.start("x", STUB_MISSING="lib[as]*-dev")
+    done = world.start("x", STUB_MISSING="lib[as][il]*-dev")
     assert done.stdout == "lab: x\n", done.stderr
     assert world.did("sudo") == ["sudo"]
     assert "sudo is asked for once to install them: libslirp-dev libaio-dev\n" in done.stderr
     assert "libslirp-dev libaio-dev" in world.did("apt-get install")[0]
+
+
+def test_what_is_optional_ends_nothing(world: World) -> None:
+    done = world.start("x", STUB_MISSING="libseccomp-dev")
+    assert done.stdout == "lab: x\n", done.stderr
+    assert "going on without libseccomp-dev:" in done.stderr
+    assert "With them: apt-get install libseccomp-dev\n" in done.stderr
+    assert world.start("x", STUB_MISSING="libseccomp-dev").stderr == ""  # said once
+
+
+def test_optional_packages_that_refuse_do_not_stop_the_others(world: World) -> None:
+    world.stub("id", "#!/bin/sh\necho 0\n")
+    refusing = _APT_GET.replace("sleep", 'case "$*" in *seccomp*) exit 100 ;; esac\nsleep')
+    world.stub("apt-get", refusing)
+    done = world.start("x", STUB_MISSING="[gl][ci][cb]*")
+    assert done.stdout == "lab: x\n", done.stderr
+    *_, last = world.did("apt-get install")
+    assert " gcc libc6-dev " in last
+    assert "seccomp" not in last
+    assert any("seccomp" in line for line in world.did("apt-get install"))
 
 
 def test_sudo_that_is_refused_ends_it(world: World) -> None:
