@@ -16,7 +16,8 @@ from lab.base.layout import Layout
 from lab.guest import images
 from lab.host import facts
 from lab.model import Limits, Model, Pages
-from lab.vm.cmdline import BOARDS
+from lab.vm.boards import BOARDS
+from lab.vm.cmdline import DEFAULT_BOARD
 from lab.workloads import Workload
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)([KMGT]?)(?:i?B)?", re.IGNORECASE)
@@ -85,8 +86,8 @@ class GuestOptions(Model):
             compared=True,
         ),
     ] = "auto"
-    old: Annotated[str, Option("the QEMU to upgrade from", "REL|PATH")] = "10.0"
-    new: Annotated[str, Option("the QEMU to upgrade to", "REL|PATH", live=True)] = "10.2"
+    old: Annotated[str, Option("the QEMU to upgrade from", "REL|PATH")] = "old"
+    new: Annotated[str, Option("the QEMU to upgrade to", "REL|PATH", live=True)] = "new"
 
 
 class UpgradeOptions(GuestOptions):
@@ -104,8 +105,12 @@ class UpgradeOptions(GuestOptions):
     ] = "auto"
     machine: Annotated[
         str,
-        Option("the guest's board, of the version that both QEMUs have", choices=tuple(BOARDS)),
-    ] = "q35"
+        Option(
+            f"the guest's board ({', '.join(BOARDS)}), of the newest version that both QEMUs have, "
+            "or a machine type",
+            "BOARD|TYPE",
+        ),
+    ] = DEFAULT_BOARD
     limit_pause_ms: Annotated[float, Option("verdict: longest pause by any clock", "N")] = (
         Limits().pause_ms
     )

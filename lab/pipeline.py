@@ -67,7 +67,7 @@ def upgrade_once(
 def run_under_old(stage: Stage) -> Vm:
     """Boot the guest under the old QEMU and set its workload going."""
     options, machine = stage.options, old_machine(stage)
-    with step(f"boot {options.guest} under the old QEMU ({machine.accel})"):
+    with step(f"boot {options.guest} under the old QEMU ({machine.accel}, {machine.machine_type})"):
         old = stage.start.boot("old", machine)
     stage.work.start(old)
     with step("fill the guest's memory (MiB)") as tick:
@@ -91,7 +91,7 @@ def old_machine(stage: Stage) -> Machine:
         accel="tcg",
         ram_bytes=options.ram_bytes,
         cpus=options.cpus,
-        machine_type=cmdline.board(options.machine, stage.pair.old.version, stage.pair.new.version),
+        machine_type=stage.pair.machine_type,
         backing=mechanisms.backing(stage.mechanism, options.pages),
         ram_file=stage.ram_file,
         disk=disk.overlay(image.disk, stage.sockets),

@@ -24,7 +24,7 @@ from lab.model import Pages
 from lab.options import UpgradeOptions
 from lab.pair import build, firmware
 from lab.source import naming
-from lab.vm import binary
+from lab.vm import binary, boards
 from lab.vm.binary import Binary
 from lab.vm.qemu import VmFactory, factory
 from lab.vm.ramfile import ram_file
@@ -38,11 +38,12 @@ _OVERHEAD = 256 * 2**20
 
 @dataclass(frozen=True)
 class Pair:
-    """The old and the new QEMU, and the firmware for both."""
+    """The old and the new QEMU, the firmware for both, and a machine type that both have."""
 
     old: Binary
     new: Binary
     firmware: Path
+    machine_type: str
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,11 @@ class Stage:
 
     @property
     def reproduce(self) -> str:
-        """The command line that asks for the same again."""
-        return arguments.command("rehearse" if self.asked.rehearse else "upgrade", self.options)
+        """The command line that asks for the same again, whatever a role means by then."""
+        names = {"old": self.options.old, "new": self.options.new}
+        names = {side: naming.pinned(self.layout, name) for side, name in names.items()}
+        pinned = self.options.model_copy(update=names)
+        return arguments.command("rehearse" if self.asked.rehearse else "upgrade", pinned)
 
 
 @contextmanager
@@ -159,10 +163,14 @@ def paired_build(
     record.write("sources", {side: made.source for side, made in built.items()})
     record.write("build", built)
     binaries = {
-        side: binary.inspect(built[side].qemu, name) if side in built else given[name]
+        side: binary.inspect(built[side].qemu, naming.pinned(layout, name))
+        if side in built
+        else given[name]
         for side, name in (("old", options.old), ("new", options.new))
     }
-    return Pair(binaries["old"], binaries["new"], firmware.prepare(layout))
+    old, new = binaries["old"], binaries["new"]
+    machine_type = boards.common(options.machine, old.machines, new.machines)
+    return Pair(old, new, firmware.prepare(layout), machine_type)
 
 
 def guest_image(layout: Layout, options: UpgradeOptions, record: Record) -> GuestImage:

@@ -132,7 +132,7 @@ class CprExec(Cpr):
     """By the old QEMU, which executes the new one in its own place."""
 
     name = "cpr-exec"
-    summary = "the old QEMU becomes the new one, shared memory stays; both have to know it (10.2)"
+    summary = "the old QEMU becomes the new one, shared memory stays; both have to know it"
     in_place = True
     rolls_back = False
 

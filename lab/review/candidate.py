@@ -145,7 +145,7 @@ def add_arguments(
         default=End.NEW,
         help="which end of the upgrade gets the series (default: new)",
     )
-    add("--old", default="10.0", metavar="REL|PATH", help="upgraded from (default: 10.0)")
+    add("--old", default="old", metavar="REL|PATH", help="upgraded from (default: old)")
     add("--new", default="new", metavar="REL|PATH", help="upgraded to (default: new)")
     add("--ram", default=ram, metavar="SIZE", help=f"guest RAM (default: {ram})")
     share = touch.replace("%", "%%")
@@ -199,7 +199,8 @@ def end_name(layout: Layout, name: str, *, patched: bool, stock: bool) -> str:
     """
     if patched and (naming.is_path(name) or "+" in name):
         raise UsageError(
-            f"{name}: a series cannot be put on that", hint="name a release: old, new, 10.0, 10.2"
+            f"{name}: a series cannot be put on that",
+            hint="name a release, as ./pageflip releases lists them, or old, or new",
         )
     name = naming.stock(name) if patched and stock else name
     if not naming.is_path(name):

@@ -35,7 +35,7 @@ class StateCheck:
 
 
 def machines(version: str) -> list[str]:
-    """Return the machine types that a guest of QEMU `version` (``10.0``) can have been given."""
+    """Return the machine types that a guest of QEMU `version` (``X.Y``) can have been given."""
     return [f"pc-q35-{version}", f"pc-i440fx-{version}"]
 
 

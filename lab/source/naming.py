@@ -30,6 +30,8 @@ class Named:
     release: Release
     series: Series
     flavour: str
+    #: The same with the release's own name, where its version or role was said.
+    name: str
 
     @property
     def options(self) -> BuildOptions:
@@ -57,6 +59,11 @@ def slim(name: str) -> str:
     return name if said else f"{_SLIM}{name}"
 
 
+def pinned(layout: Layout, name: str) -> str:
+    """Return what `name` is called for good: with a release's name where a role was said."""
+    return name if is_path(name) else named(layout, name).name
+
+
 def named(layout: Layout, name: str) -> Named:
     """Return what `name`, which is not a path, says; raise UsageError for what is not known."""
     releases = load_releases(layout.patches / "releases.toml")
@@ -78,7 +85,7 @@ def named(layout: Layout, name: str) -> Named:
                 hint="name a directory with a file `series`, which names the patches in it",
             )
         series = Series(f"{series.name}+{more.name}", (*series.patches, *more.patches))
-    return Named(releases, release, series, flavour)
+    return Named(releases, release, series, flavour, f"{head}{release.name}{plus}{directory}")
 
 
 def _prefixes(name: str) -> tuple[str, str]:

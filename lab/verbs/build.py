@@ -21,8 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         metavar="WHAT",
         default=["all"],
-        help="old, new, a release (10.0), stock:RELEASE, RELEASE+DIR (the series in DIR on top), "
-        "guest-NAME, guests, all (the default); a guest with a disk only by its name",
+        help="old, new, a release (./pageflip releases), stock:RELEASE, RELEASE+DIR (the series in "
+        "DIR on top), FLAVOUR:RELEASE, guest-NAME, guests, all (the default); a guest with a disk "
+        "only by its name",
     )
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help="also put links to what was built there"

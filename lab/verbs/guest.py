@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     shell.add_argument("name", metavar="NAME")
     shell.add_argument("--ram", default="1G", metavar="SIZE", help="guest RAM (default: 1G)")
     shell.add_argument(
-        "--qemu", default="10.2", metavar="REL|PATH", help="the QEMU to use (default: 10.2)"
+        "--qemu", default="new", metavar="REL|PATH", help="the QEMU to use (default: new)"
     )
     shell.add_argument("--accel", default="auto", choices=["auto", "kvm", "tcg"])
 

@@ -38,6 +38,8 @@ class Binary:
     localhost_mechanisms: frozenset[str] = frozenset()
     #: The names of all of localhost-migrate's arguments.
     localhost_arguments: frozenset[str] = frozenset()
+    #: The machine types that it lists, aliases not among them.
+    machines: frozenset[str] = frozenset()
 
     def side(self) -> Side:
         """Return it as the result has it."""
@@ -52,7 +54,7 @@ def inspect(path: Path, release: str | None = None) -> Binary:
     Raises UsageError when it is not a QEMU system emulator that can be run.
     """
     path = path.absolute()
-    hint = "give a release (10.0, 10.2) or the path of a qemu-system-x86_64"
+    hint = "give a release (./pageflip releases) or the path of a qemu-system-x86_64"
     try:
         if not path.is_file() or not os.access(path, os.X_OK):
             raise UsageError(f"{path}: no such program", hint)
@@ -67,8 +69,16 @@ def inspect(path: Path, release: str | None = None) -> Binary:
             + (f"printed {first[0]!r})" if first else "printed nothing)"),
             hint,
         )
-    schema, commands = _ask(path)
-    return told_by_itself(path, found.group(1), schema, commands, sha256_of(path), release)
+    told = _ask(path)
+    return told_by_itself(
+        path,
+        found.group(1),
+        told.schema,
+        told.commands,
+        sha256_of(path),
+        release,
+        machines=told.machines,
+    )
 
 
 def binary_of(layout: Layout, name: str) -> Binary:
@@ -78,7 +88,7 @@ def binary_of(layout: Layout, name: str) -> Binary:
     """
     if naming.is_path(name):
         return inspect(Path(name))
-    return inspect(build.by_name(layout, name).qemu, name)
+    return inspect(build.by_name(layout, name).qemu, naming.pinned(layout, name))
 
 
 def told_by_itself(
@@ -88,6 +98,7 @@ def told_by_itself(
     commands: frozenset[str],
     sha256: str = "",
     release: str | None = None,
+    machines: frozenset[str] = frozenset(),
 ) -> Binary:
     """Return what a QEMU's own schema (query-qmp-schema) and commands say that it can do."""
     return Binary(
@@ -99,10 +110,20 @@ def told_by_itself(
         frozenset(_enum_values(schema, "migrate-set-parameters", "mode")),
         frozenset(_enum_values(schema, "localhost-migrate", "mechanism")),
         frozenset(_arguments(schema, "localhost-migrate")),
+        machines,
     )
 
 
-def _ask(path: Path) -> tuple[list[dict[str, Any]], frozenset[str]]:
+@dataclass(frozen=True)
+class _Told:
+    """What a QEMU's monitor said of it."""
+
+    schema: list[dict[str, Any]]
+    commands: frozenset[str]
+    machines: frozenset[str]
+
+
+def _ask(path: Path) -> _Told:
     with socket_directory() as directory:
         socket = directory / "qmp"
         argv: list[str | Path] = [
@@ -131,8 +152,11 @@ def _ask(path: Path) -> tuple[list[dict[str, Any]], frozenset[str]]:
                 alive,
                 lambda _text: None,
             ) as qmp:
-                commands = frozenset(c["name"] for c in qmp.execute("query-commands"))
-                return qmp.execute("query-qmp-schema"), commands
+                return _Told(
+                    qmp.execute("query-qmp-schema"),
+                    frozenset(c["name"] for c in qmp.execute("query-commands")),
+                    frozenset(m["name"] for m in qmp.execute("query-machines")),
+                )
 
 
 def _arguments(schema: Iterable[Mapping[str, Any]], command: str) -> dict[str, str]:

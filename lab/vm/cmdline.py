@@ -16,21 +16,11 @@ HEARTBEAT_PORT = "org.pageflip.heartbeat"
 #: And the port of QEMU's own agent (docs/interop/qemu-ga.rst).
 _AGENT_PORT = "org.qemu.guest_agent.0"
 
-#: Machine types by their boards.  Both releases of the pair know them; another than the same on
-#: both sides cannot be migrated.
-_NEWEST = (10, 0)
-BOARDS = {name: f"pc-{name}-{_NEWEST[0]}.{_NEWEST[1]}" for name in ("q35", "i440fx")}
-MACHINE_TYPE = BOARDS["q35"]
 #: What QEMU traces, read by lab.vm.tracelog.  The second is a pattern: a release that does not have
 #: it says nothing then.
 TRACED = ("runstate_set", "vmstate_downtime_checkpoin*")
-
-
-def board(name: str, *versions: str) -> str:
-    """Return the machine type of a board that QEMUs of all these versions have."""
-    numbers = [tuple(map(int, version.split(".")[:2])) for version in versions]
-    major, minor = min([_NEWEST, *numbers])
-    return f"pc-{name}-{major}.{minor}"
+#: The board of a guest that nothing is said of: QEMU's alias for its newest type of it.
+DEFAULT_BOARD = "q35"
 
 
 class Backing(enum.StrEnum):
@@ -91,7 +81,7 @@ class Machine:
     backing: Backing = Backing.PRIVATE
     #: With Backing.FILE, the file.
     ram_file: Path | None = None
-    machine_type: str = MACHINE_TYPE
+    machine_type: str = DEFAULT_BOARD
     incoming: tuple[str, ...] = ()
     nics: tuple[Nic, ...] = ()
     #: What the guest boots from (qcow2), where it has one; then QEMU's own agent is in the guest.

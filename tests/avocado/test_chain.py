@@ -48,8 +48,8 @@ class Chain(avocado.Test):
             "touch": "75%",
             "dirty_rate": "20M",
             "accel": "auto",
-            "old": "10.0",
-            "new": "10.2",
+            "old": "old",
+            "new": "new",
         }
         asked = {name: self.params.get(name, default=value) for name, value in defaults.items()}
         wanted = options.of(mechanism="flip", **asked)

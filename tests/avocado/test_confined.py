@@ -48,7 +48,7 @@ class Confined(Upgrading, avocado.Test):
 
     def flip_under(self, *wrapper: str) -> Result:
         """Upgrade a guest whose old QEMU was started by `wrapper`."""
-        qemu = build.by_name(Layout.default(), self.params.get("old", default="10.0")).qemu
+        qemu = build.by_name(Layout.default(), self.params.get("old", default="old")).qemu
         script = Path(self.workdir) / "qemu"
         words = " ".join(f"'{word}'" for word in (*wrapper, str(qemu)))
         script.write_text(f'#!/bin/sh\nexec {words} "$@"\n', encoding="utf-8")

@@ -25,9 +25,9 @@ from lab.live.moved import Moved
 from lab.measure import downtime, integrity
 from lab.model import Outcome
 from lab.pair import firmware
-from lab.vm import binary
+from lab.vm import binary, boards
 from lab.vm.agent import Control, Heart, agent_lines
-from lab.vm.cmdline import BOARDS, Backing, Machine
+from lab.vm.cmdline import Backing, Machine
 from lab.vm.qemu import Vm, factory
 
 _USUAL = ("-pidfile", "{sockets}/pid", "-monitor", "unix:{sockets}/hmp,server,nowait")
@@ -70,8 +70,8 @@ class Live(avocado.Test):
     def setUp(self) -> None:
         """Build what is needed."""
         self.layout = Layout.default().into(Path(self.outputdir))
-        self.old = binary.binary_of(self.layout, self.params.get("old", default="10.0"))
-        self.new = binary.binary_of(self.layout, self.params.get("new", default="10.2"))
+        self.old = binary.binary_of(self.layout, self.params.get("old", default="old"))
+        self.new = binary.binary_of(self.layout, self.params.get("new", default="new"))
         if mechanisms.Flip().missing(self.old, self.new):
             self.cancel("one of both QEMUs is without the series")
 
@@ -97,7 +97,7 @@ class Live(avocado.Test):
                     serial_log=directory / "serial.log",
                     accel="tcg",
                     ram_bytes=int(ram) * 2**20,
-                    machine_type=BOARDS["q35"],
+                    machine_type=boards.common("q35", self.old.machines, self.new.machines),
                     backing=backing,
                     more=(
                         "-pidfile",

@@ -80,7 +80,7 @@ class Mismatch(Upgrading, avocado.Test):
     def test_wrong_machine(self) -> None:
         """The new QEMU is started with another board than the guest has."""
         for mechanism in ("flip", "gift", "precopy"):
-            with self.successor(machine_type="pc-i440fx-10.0"):
+            with self.successor(machine_type="pc"):
                 self.rolled_back(mechanism)
 
     def test_other_memory(self) -> None:
@@ -105,7 +105,7 @@ class Mismatch(Upgrading, avocado.Test):
 
         QEMU finds out when it is to run the guest: the new QEMU has it, complete, and stands still.
         """
-        qemu = build.by_name(Layout.default(), "10.2").qemu
+        qemu = build.by_name(Layout.default(), "new").qemu
         other = self.image("other")
         argv = [qemu, "-machine", "none", "-nodefaults", "-display", "none", "-S"]
         argv += ["-blockdev", f"qcow2,node-name=d,file.driver=file,file.filename={other}"]
@@ -190,7 +190,7 @@ class Mismatch(Upgrading, avocado.Test):
     def image(self, name: str) -> Path:
         """Make an empty image."""
         path = Path(self.workdir) / f"{name}.qcow2"
-        qemu_img = build.by_name(Layout.default(), "10.2").qemu_img
+        qemu_img = build.by_name(Layout.default(), "new").qemu_img
         run.run([qemu_img, "create", "-q", "-f", "qcow2", path, "64M"])
         return path
 

@@ -73,7 +73,7 @@ class Mutants(Upgrading, avocado.Test):
 
     def mutant(self, what: str, mechanism: str, **more: object) -> Result:
         """Upgrade to the QEMU that does this wrong."""
-        new = f"10.2+{CHECKOUT / 'tests' / 'mutants'}"
+        new = f"new+{CHECKOUT / 'tests' / 'mutants'}"
         with mock.patch.dict(os.environ, {"PAGEFLIP_MUTANT": what}):
             return self.upgrade(mechanism, _RATIO, new=new, **more)
 

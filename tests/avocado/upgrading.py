@@ -87,8 +87,8 @@ class Upgrading:
             "machine": "q35",
             "dirty_rate": self.dirty_rate,
             "accel": "auto",
-            "old": "10.0",
-            "new": "10.2",
+            "old": "old",
+            "new": "new",
             "limit_pause_ms": _STUCK_MS,
         }
         asked = {key: self.params.get(key, default=value) for key, value in asked.items()}

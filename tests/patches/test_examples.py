@@ -17,7 +17,7 @@ from lab.source.resolve import resolve, stock_tree
 from lab.source.series import Series
 
 _LAYOUT = Layout.default()
-_BASE = "10.2"
+_BASE = "new"
 _EXAMPLES = {path.name: path for path in sorted((CHECKOUT / "tests" / "series").iterdir())}
 _ALL = {**_EXAMPLES, "mutants": CHECKOUT / "tests" / "mutants"}
 
@@ -35,7 +35,7 @@ def _subject(name: str, into: Path) -> Subject:
     return Subject(
         layout=_LAYOUT,
         series=collect(str(_ALL[name]), into / "series", into),
-        old="10.0",
+        old="old",
         new=_BASE,
         directory=into,
     )

@@ -20,7 +20,7 @@ _LAYOUT = Layout.default()
 
 def test_qemus_own_reader_takes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What it reads, and writes again, is what was written."""
-    tree = stock_tree(_LAYOUT, resolve(_LAYOUT, naming.named(_LAYOUT, "10.2").release))
+    tree = stock_tree(_LAYOUT, resolve(_LAYOUT, naming.named(_LAYOUT, "new").release))
     monkeypatch.syspath_prepend(str(tree / "tests" / "migration-stress"))
     monkeypatch.setattr(sys, "dont_write_bytecode", True)  # the tree is known by its content
     from guestperf.report import Report

@@ -47,8 +47,8 @@ def layout(tmp_path: Path) -> Layout:
 
 def label(options: UpgradeOptions) -> str:
     """Return what a bench calls it."""
-    new = "" if options.new == "10.2" else options.new
-    pair = new if options.old == "10.0" else f"{options.old}::{new}"
+    new = "" if options.new == "new" else options.new
+    pair = new if options.old == "old" else f"{options.old}::{new}"
     return f"{options.mechanism}@{pair}" if pair else options.mechanism
 
 

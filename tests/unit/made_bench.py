@@ -54,8 +54,8 @@ def of_runs(
         repeats=repeats,
         guest="tiny",
         accel="tcg",
-        old="10.0",
-        new="10.2",
+        old="old",
+        new="new",
         **asked,
     )
     bench = Bench(

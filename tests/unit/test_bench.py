@@ -323,7 +323,7 @@ def test_a_label_may_name_an_old_qemu_of_its_own(tmp_path: Path) -> None:
     _, done = carried_out(tmp_path, made(-1), *words)
     assert done.old
     assert done.new
-    assert (done.old.path, done.new.path) == ("100", "102")
+    assert (done.old.path, done.new.path) == ("old", "new")
     assert {name: one.path for name, one in done.others.items()} == {"10.1": "101", "10.3": "103"}
     with pytest.raises(UsageError, match=r"the old QEMU .* is no longer the one"):
         carried_out(tmp_path / "changed", made(4), *words)
