@@ -39,6 +39,10 @@ VERBS: dict[str, tuple[str, str]] = {
     "compare": ("lab.verbs.compare", "compare two benches"),
     "check": ("lab.verbs.check", "run what tests this project"),
     "build": ("lab.verbs.build", "build the pair of QEMUs and the guest images"),
+    "releases": (
+        "lab.verbs.releases",
+        "list the QEMUs that can be had by name, and those in the cache",
+    ),
     "guest": ("lab.verbs.guest", "list the guests, build their images, open a console in one"),
     "patches": ("lab.verbs.patches", "apply, refresh, export or lint the patch series"),
     "regress": ("lab.verbs.regress", "compare patched QEMUs with stock ones, by QEMU's own tests"),

@@ -82,7 +82,7 @@ def old_machine(stage: Stage) -> Machine:
     options, image = stage.options, stage.image
     machine = Machine(
         qemu=stage.pair.old.path,
-        firmware=stage.pair.firmware,
+        firmware=stage.pair.old_firmware,
         kernel=image.kernel,
         initrd=image.initrd,
         append=image.append,
@@ -144,7 +144,7 @@ def new_machine(stage: Stage, old: Vm) -> Machine:
     return cmdline.successor(
         old.machine,
         qemu=stage.pair.new.path,
-        firmware=old.machine.firmware,
+        firmware=stage.pair.new_firmware,
         sockets=sockets,
         serial_log=stage.record.directory / "new-serial.log",
         incoming=stage.mechanism.incoming(dataclasses.replace(old.machine, sockets=sockets)),

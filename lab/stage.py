@@ -22,7 +22,7 @@ from lab.host.pinning import Pins, pinned
 from lab.mechanisms import Asked, Mechanism
 from lab.model import Pages
 from lab.options import UpgradeOptions
-from lab.pair import build, firmware
+from lab.pair import build, firmware, packaged
 from lab.source import naming
 from lab.vm import binary, boards
 from lab.vm.binary import Binary
@@ -38,11 +38,12 @@ _OVERHEAD = 256 * 2**20
 
 @dataclass(frozen=True)
 class Pair:
-    """The old and the new QEMU, the firmware for both, and a machine type that both have."""
+    """The old and the new QEMU, the firmware of each, and a machine type that both have."""
 
     old: Binary
     new: Binary
-    firmware: Path
+    old_firmware: Path
+    new_firmware: Path
     machine_type: str
 
 
@@ -138,7 +139,7 @@ def check_host_and_names(layout: Layout, options: UpgradeOptions) -> dict[str, B
     names = {options.old, options.new}
     given = {name: binary.inspect(Path(name)) for name in names if naming.is_path(name)}
     for name in names - given.keys():
-        naming.named(layout, name)
+        naming.check(layout, name)
     copies = 2 if mechanism and mechanism.doubles else 1
     what = f"moving a guest of {options.ram_bytes // 2**20} MiB" + (
         f" by {mechanism.name}" if mechanism else ""
@@ -154,23 +155,30 @@ def check_host_and_names(layout: Layout, options: UpgradeOptions) -> dict[str, B
 def paired_build(
     layout: Layout, options: UpgradeOptions, given: dict[str, Binary], record: Record
 ) -> Pair:
-    """Build the QEMUs named by release, take those given by path."""
+    """Build the QEMUs named by release, fetch a distribution's, take those given by path."""
+    named = {"old": options.old, "new": options.new}
     built = {
         side: build.by_name(layout, name)
-        for side, name in (("old", options.old), ("new", options.new))
-        if name not in given
+        for side, name in named.items()
+        if naming.is_built(layout, name)
+    }
+    fetched = {
+        side: packaged.prepare(layout, asked)
+        for side, name in named.items()
+        if (asked := naming.packaged(layout, name))
     }
     record.write("sources", {side: made.source for side, made in built.items()})
-    record.write("build", built)
-    binaries = {
-        side: binary.inspect(built[side].qemu, naming.pinned(layout, name))
-        if side in built
-        else given[name]
-        for side, name in (("old", options.old), ("new", options.new))
-    }
-    old, new = binaries["old"], binaries["new"]
-    machine_type = boards.common(options.machine, old.machines, new.machines)
-    return Pair(old, new, firmware.prepare(layout), machine_type)
+    record.write("build", {**built, **fetched})
+    old, new = (given.get(name) or binary.binary_of(layout, name) for name in named.values())
+    # A distribution's comes with firmware of its own, as its user has it; others share one, since
+    # a ROM of another size would not migrate.
+    return Pair(
+        old,
+        new,
+        old.firmware or firmware.prepare(layout),
+        new.firmware or firmware.prepare(layout),
+        boards.common(options.machine, old.machines, new.machines),
+    )
 
 
 def guest_image(layout: Layout, options: UpgradeOptions, record: Record) -> GuestImage:

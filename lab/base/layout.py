@@ -105,6 +105,11 @@ class Layout:
         return self.cache / "builds"
 
     @property
+    def packaged(self) -> Path:
+        """Distributions' QEMUs with their libraries, each set under its key."""
+        return self.cache / "packaged"
+
+    @property
     def ccache(self) -> Path:
         """The compiler cache that all builds share."""
         return self.cache / "ccache"

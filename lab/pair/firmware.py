@@ -19,10 +19,11 @@ from lab.source import debian, fetch
 
 _PACKAGES = ("seabios", "ipxe-qemu", "qemu-system-data")
 _DIRECTORIES = ("usr/share/qemu", "usr/share/seabios", "usr/lib/ipxe/qemu")
-#: What an x86_64 guest loads; the packages hold every architecture's.
-_WANTED = ("*.bin", "*.rom")
+#: What an x86_64 guest loads (the packages hold every architecture's), and the keymaps, without
+#: which no VNC server starts.
+_WANTED = ("*.bin", "*.rom", "keymaps/*")
 #: Part of the key: raised when the same packages give another directory than before.
-_RECIPE = 1
+_RECIPE = 2
 
 
 def prepare(layout: Layout) -> Path:
@@ -66,10 +67,15 @@ def _unpack(debs: list[Path], target: Path) -> None:
     with fetch.scratch(target) as directory:
         for deb in debs:
             process.run(["dpkg-deb", "--extract", str(deb), str(directory / "root")])
-        _collect([directory / "root" / name for name in _DIRECTORIES], directory / "all")
+        collect(directory / "root", directory / "all")
         if not (directory / "all" / "bios-256k.bin").is_file():
             raise CannotTellError("the firmware packages hold no bios-256k.bin")
         (directory / "all").rename(target)
+
+
+def collect(root: Path, target: Path) -> None:
+    """Make `target` a directory of the firmware of packages that were unpacked in `root`."""
+    _collect([root / name for name in _DIRECTORIES], target)
 
 
 def _collect(sources: list[Path], target: Path) -> None:
@@ -77,4 +83,7 @@ def _collect(sources: list[Path], target: Path) -> None:
     for source in sources:
         for pattern in _WANTED:
             for file in sorted(source.glob(pattern)):
-                shutil.copyfile(file, target / file.name)  # a link becomes what it points to
+                if file.is_file():
+                    copy = target / file.relative_to(source)
+                    copy.parent.mkdir(exist_ok=True)
+                    shutil.copyfile(file, copy)  # a link becomes what it points to

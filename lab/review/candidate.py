@@ -197,12 +197,11 @@ def end_name(layout: Layout, name: str, *, patched: bool, stock: bool) -> str:
 
     One that is to be `patched` has to be a release: as upstream has it if `stock`.
     """
-    if patched and (naming.is_path(name) or "+" in name):
+    if patched and (not naming.is_built(layout, name) or "+" in name):
         raise UsageError(
             f"{name}: a series cannot be put on that",
             hint="name a release, as ./pageflip releases lists them, or old, or new",
         )
     name = naming.stock(name) if patched and stock else name
-    if not naming.is_path(name):
-        naming.named(layout, name)
+    naming.check(layout, name)
     return name

@@ -141,7 +141,7 @@ def device_state(subject: Subject) -> Iterator[Check]:
 
 def _device_state(subject: Subject, base: Base) -> Check:
     firmware, release = prepare(subject.layout), base.named.release.name
-    known = base.name if naming.is_path(subject.old) else subject.old
+    known = subject.old if naming.is_built(subject.layout, subject.old) else base.name
     qemus = {
         which: build.by_name(subject.layout, name).qemu
         for which, name in (("base", base.name), ("series", base.patched))
@@ -168,7 +168,9 @@ def _device_state(subject: Subject, base: Base) -> Check:
 def qemu_tests(subject: Subject) -> Iterator[Check]:
     """QEMU's own migration tests, a few: what fails with the series and not without it."""
     driver = Base(
-        subject.layout, subject.series, subject.old if naming.is_path(subject.new) else subject.new
+        subject.layout,
+        subject.series,
+        subject.new if naming.is_built(subject.layout, subject.new) else subject.old,
     )
 
     def pair(old: str, new: str) -> qtests.Setup:

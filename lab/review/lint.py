@@ -171,7 +171,7 @@ def every_patch_builds(
     Each is a build like any other, so those that have not changed are found in the cache.
     """
     source = resolve(layout, release, releases.upstream.releases)
-    options = releases.build.model_copy(
+    options = releases.options(releases.build.flavour).model_copy(
         update={"targets": (*releases.build.targets, "tests/qtest/migration-test")}
     )
     findings = []

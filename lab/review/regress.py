@@ -89,8 +89,7 @@ def _check(layout: Layout, wanted: RegressOptions) -> tuple[Releases, list[Relea
     releases = load_releases(layout.patches / "releases.toml")
     drivers = [releases.get(name) for name in wanted.drivers]
     for name in (wanted.old, wanted.new):
-        if not naming.is_path(name):
-            naming.named(layout, name)
+        naming.check(layout, name)
     if wanted.accel == "kvm" and not os.access("/dev/kvm", os.R_OK | os.W_OK):
         raise PreconditionError("/dev/kvm cannot be used here", hint="use --accel tcg")
     return releases, list({one.name: one for one in drivers}.values())

@@ -10,7 +10,6 @@ packages.
 from __future__ import annotations
 
 import json
-import os
 import re
 import time
 from collections.abc import Iterable, Sequence
@@ -25,12 +24,11 @@ from lab.base.files import write_whole
 from lab.base.layout import Layout, locked
 from lab.base.progress import step
 from lab.source import fetch
+from lab.source.mirror import OTHER_SITE, mirror
 from lab.source.releases import DebianSource, PinnedFile
 
 #: Where the small guests' and the firmware's packages come from.
 SUITE = "trixie"
-#: Every suite that binary packages are taken from; its lists are read at its first use.
-SUITES = (SUITE, "bookworm")
 #: Suites that only source packages are taken from.
 _SOURCE_SUITES = ("sid",)
 _KEYRINGS = (
@@ -40,13 +38,13 @@ _KEYRINGS = (
 _LISTS_GOOD_FOR_S = 24 * 3600
 _UPDATE_S = 600.0
 _FETCH_S = 1800.0
-_OTHER_SITE = "set PAGEFLIP_MIRROR to the base address of a Debian mirror"
 _OFFLINE = (
     "check the network; without one, put the source files into a directory and name it in "
     "PAGEFLIP_SOURCES"
 )
 #: apt reads its lists again for each call: not one for each of two hundred packages.
 _BATCH = 20
+_BACKPORTS = "-backports"
 _PLANNED = re.compile(r"^'[^']+' (?P<package>[a-z0-9][a-z0-9.+-]+)_\S+\.deb \d+ ", re.MULTILINE)
 _URI_LINE = re.compile(r"^'(?P<uri>[^']+)' (?P<file>\S+) (?P<size>\d+) SHA256:(?P<sha256>\w{64})$")
 
@@ -67,61 +65,6 @@ class Package:
         return self.file
 
 
-def os_release(text: str) -> dict[str, str]:
-    """Return the keys of an os-release(5) file."""
-    pairs = (line.split("=", 1) for line in text.splitlines() if re.match(r"[A-Z0-9_]+=", line))
-    return {key: value.strip().strip("\"'") for key, value in pairs}
-
-
-def host_release() -> dict[str, str]:
-    """Return what this machine says it is; empty when it says nothing."""
-    try:
-        return os_release(Path("/etc/os-release").read_text(encoding="utf-8"))
-    except OSError:
-        return {}
-
-
-def mirror() -> str:
-    """Return the base URI of the Debian mirror that this machine uses.
-
-    Raises CannotTellError when the machine is not Debian's, or names no mirror.
-    """
-    if named := os.environ.get("PAGEFLIP_MIRROR"):
-        return named
-    listed = process.run(
-        [
-            "apt-get",
-            "indextargets",
-            "--format",
-            "$(REPO_URI) $(RELEASE) $(COMPONENT) origin=$(ORIGIN)",
-        ],
-        hint=_OTHER_SITE,
-    ).stdout
-    found = pick_mirror(listed, host_release())
-    if found is None:
-        raise CannotTellError("this machine's apt names no Debian mirror", hint=_OTHER_SITE)
-    return found
-
-
-def pick_mirror(listed: str, host: dict[str, str]) -> str | None:
-    """Return the first mirror of Debian's main archive in apt's list of index targets.
-
-    Suites kept elsewhere (security) and other people's archives are left out.  Before the first
-    `apt-get update` apt does not know whose an archive is: on Debian itself the release tells.
-    """
-    suites = {host.get("VERSION_CODENAME"), "stable", "testing", "unstable", "sid", "oldstable"}
-    for line in listed.splitlines():
-        words = line.split(" ", 3)
-        if len(words) != 4 or words[0].startswith("cdrom:"):
-            continue
-        uri, suite, component, origin = words
-        ours = origin == "origin=Debian"
-        unknown = origin in ("origin=", "origin=$(ORIGIN)") and host.get("ID") == "debian"
-        if component == "main" and suite in suites and (ours or unknown):
-            return uri.rstrip("/")
-    return None
-
-
 def sources_text(uri: str, keyring: Path, suite: str = SUITE) -> str:
     """Return the private sources file, in deb822 form."""
     common = (
@@ -131,7 +74,9 @@ def sources_text(uri: str, keyring: Path, suite: str = SUITE) -> str:
     # A mirror that lags serves a sid whose lists have expired.  What is taken from there is pinned
     # by SHA-256, so that an old list can offer nothing but the same files, or none.
     if suite != SUITE:
-        return f"Types: deb\nSuites: {suite}\n{common}"
+        # Backports are built on a suite, whose other packages they use.
+        below = suite.removesuffix(_BACKPORTS)
+        return f"Types: deb\nSuites: {' '.join(dict.fromkeys((below, suite)))}\n{common}"
     return (
         f"Types: deb deb-src\nSuites: {SUITE}\n{common}\n"
         f"Types: deb-src\nSuites: {' '.join(_SOURCE_SUITES)}\nCheck-Valid-Until: no\n{common}"
@@ -171,6 +116,8 @@ class AptRoot:
         keep = [line for line in dump.splitlines() if line.startswith("Acquire::")]
         own = {
             "APT::Architecture": "amd64",
+            # Of what two suites have (backports, and what they are built on) this one's is taken.
+            "APT::Default-Release": self.suite,
             "APT::Sandbox::User": "",
             "Acquire::Retries": "3",
             "Dir::Cache": self.root / "cache",
@@ -266,9 +213,7 @@ def fetch_packages(layout: Layout, suite: str, names: Iterable[str]) -> dict[str
 def packages(layout: Layout, suite: str, names: Iterable[str]) -> dict[str, Package]:
     """As fetch_packages, and return what is known of each (version, SHA-256)."""
     wanted = list(dict.fromkeys(names))
-    if suite not in SUITES:
-        raise CannotTellError(f"packages are taken from {', '.join(SUITES)}, not from {suite}")
-    index = layout.apt / f"packages-{suite}.json"
+    index = packages_index(layout, suite)
     found = _known(layout, index, wanted)
     if len(found) == len(wanted):
         return found
@@ -279,6 +224,28 @@ def packages(layout: Layout, suite: str, names: Iterable[str]) -> dict[str, Pack
             found |= _fetch_missing(layout, suite, missing)
             _remember(index, found)
     return {name: found[name] for name in wanted}
+
+
+def packages_index(layout: Layout, suite: str) -> Path:
+    """Return the file that says which packages of `suite` were taken."""
+    return layout.apt / f"packages-{suite}.json"
+
+
+def known(layout: Layout, suite: str) -> dict[str, Package]:
+    """Return the packages of `suite` that were taken, by their names; no mirror is asked."""
+    return _read_index(packages_index(layout, suite))
+
+
+def forget(layout: Layout, suite: str) -> None:
+    """Have the newest packages of `suite` taken at their next use, not those that were taken."""
+    with locked(layout.apt / "apt", "waiting for another run that is fetching packages"):
+        for index in (packages_index(layout, suite), _closure_index(layout, suite)):
+            index.unlink(missing_ok=True)
+        (AptRoot(layout, suite).root / "updated").unlink(missing_ok=True)
+
+
+def _closure_index(layout: Layout, suite: str) -> Path:
+    return layout.apt / f"closure-{suite}.json"
 
 
 def _known(layout: Layout, index: Path, wanted: Sequence[str]) -> dict[str, Package]:
@@ -317,25 +284,30 @@ def parse_uris(text: str) -> list[Package]:
     return found
 
 
-def closure(layout: Layout, suite: str, names: Iterable[str]) -> list[str]:
+def closure(
+    layout: Layout, suite: str, names: Iterable[str], *, essential: bool = True
+) -> list[str]:
     """Return all that a system of `names` consists of: they, what they need, what is essential.
 
-    Resolved by apt when first asked for; afterwards the same ones, from the cache.
+    Without what is `essential`, where that is not asked for.  Resolved by apt when first asked for;
+    afterwards the same ones, from the cache.
     """
-    wanted = sorted(set(names))
-    index = layout.apt / f"closure-{suite}.json"
+    wanted = [*(["?essential"] if essential else []), *sorted(set(names))]
+    index = _closure_index(layout, suite)
     with locked(layout.apt / "apt", "waiting for another run that is fetching packages"):
         try:
             known: dict[str, list[str]] = json.loads(index.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             known = {}
-        key = " ".join(wanted)
+        key = " ".join(wanted).removeprefix("?essential ")
+        if not essential:
+            key += " -essential"
         if key not in known:
             root = AptRoot(layout, suite)
             root.update()
             argv = ["apt-get", "install", "-q", "--no-install-recommends", "--print-uris", "--yes"]
-            what = f"what {', '.join(wanted)} of {suite} need"
-            listed = root.run([*argv, "?essential", *wanted], what, root.root, _UPDATE_S)
+            what = f"what {', '.join(names)} of {suite} need"
+            listed = root.run([*argv, *wanted], what, root.root, _UPDATE_S)
             known[key] = sorted({name["package"] for name in _PLANNED.finditer(listed)})
             write_whole(index, json.dumps(known, indent=2) + "\n")
     return known[key]
@@ -351,7 +323,7 @@ def _fetch_missing(layout: Layout, suite: str, names: Sequence[str]) -> dict[str
         found = {one.package: one for one in parse_uris(listed)}
         absent = [name for name in names if name not in found]
         if absent:
-            raise CannotTellError(f"{suite} has no package {', '.join(absent)}", hint=_OTHER_SITE)
+            raise CannotTellError(f"{suite} has no package {', '.join(absent)}", hint=OTHER_SITE)
         megabytes = sum(one.size for one in found.values()) // 10**6
         with step(f"downloading {_few(list(found))} ({megabytes} MB)") as tick:
             for start in range(0, len(names), _BATCH):
@@ -366,24 +338,6 @@ def _fetch_missing(layout: Layout, suite: str, names: Sequence[str]) -> dict[str
 
 def _few(names: Sequence[str]) -> str:
     return f"{len(names)} packages" if len(names) > 4 else ", ".join(names)
-
-
-def snapshot_base(host: dict[str, str] | None = None) -> str:
-    """Return where Debian's archive of everything it ever shipped is.
-
-    By the environment, else as apt knows it, else beside the home page in os-release.  Raises
-    CannotTellError on a machine that does not tell.
-    """
-    if named := os.environ.get("PAGEFLIP_SNAPSHOT"):
-        return named.rstrip("/")
-    host = host_release() if host is None else host
-    domain = (urlsplit(host.get("HOME_URL", "")).hostname or "").removeprefix("www.")
-    if host.get("ID") != "debian" or not domain:
-        raise CannotTellError(
-            "this machine does not say where Debian's snapshot archive is",
-            hint="set PAGEFLIP_SNAPSHOT to its base address",
-        )
-    return f"https://snapshot.{domain}"
 
 
 def fetch_from_snapshot(layout: Layout, file: PinnedFile, base: str) -> Path:

@@ -5,6 +5,7 @@ old, new, 10.0, 10.2.2      a release with its series in patches/
 stock:NAME                  the same without that series
 NAME+DIR                    the same, and the series in DIR on top
 FLAVOUR:NAME                the same, built as that flavour of patches/releases.toml has it
+debian:13, debian:sid       what a distribution ships, as it is
 /some/qemu, ./qemu          a binary that is there
 """
 
@@ -39,6 +40,15 @@ class Named:
         return self.releases.options(self.flavour)
 
 
+@dataclass(frozen=True)
+class Packaged:
+    """A QEMU that a distribution ships: what it is called, its suite, and the packages to take."""
+
+    name: str
+    suite: str
+    packages: tuple[str, ...]
+
+
 def is_path(name: str) -> bool:
     """Whether `name` is a binary's path, and not something to build."""
     return "/" in name.partition("+")[0]
@@ -53,7 +63,7 @@ def stock(name: str) -> str:
 def slim(name: str) -> str:
     """Return what `name` is called as the flavour that is quick to build.
 
-    A path is one, and a name that says its flavour.
+    A path is one, and a name that says its flavour (or distribution).
     """
     said = is_path(name) or _prefixes(name)[0].removesuffix(_STOCK)
     return name if said else f"{_SLIM}{name}"
@@ -61,7 +71,35 @@ def slim(name: str) -> str:
 
 def pinned(layout: Layout, name: str) -> str:
     """Return what `name` is called for good: with a release's name where a role was said."""
-    return name if is_path(name) else named(layout, name).name
+    return named(layout, name).name if is_built(layout, name) else name
+
+
+def is_built(layout: Layout, name: str) -> bool:
+    """Whether `name` is built here: neither a path nor what a distribution ships."""
+    return not is_path(name) and packaged(layout, name) is None
+
+
+def check(layout: Layout, name: str) -> None:
+    """Raise UsageError for a `name` that nothing is known by; a path is not looked at."""
+    if is_built(layout, name):
+        named(layout, name)
+
+
+def packaged(layout: Layout, name: str) -> Packaged | None:
+    """Return which packages `name` says, None for what is not a distribution's.
+
+    Raises UsageError for a suite that is not known.
+    """
+    distribution, _, which = name.partition(":")
+    known = load_releases(layout.patches / "releases.toml").distributions.get(distribution)
+    if known is None or is_path(name):
+        return None
+    if which not in known.suites:
+        raise UsageError(
+            f"{name}: no such suite of {distribution} is known here",
+            hint=f"one of: {', '.join(f'{distribution}:{one}' for one in known.suites)}",
+        )
+    return Packaged(name, known.suites[which], known.packages)
 
 
 def named(layout: Layout, name: str) -> Named:

@@ -127,6 +127,13 @@ class BuildOptions(Flavour):
     flavour: Word
 
 
+class Distribution(Strict):
+    """QEMUs as a distribution ships them: the packages to take, and its suites by their names."""
+
+    packages: tuple[Word, ...]
+    suites: dict[Word, Word]
+
+
 class Upstream(Strict):
     """Where upstream publishes."""
 
@@ -139,6 +146,7 @@ class Releases(Strict):
     roles: Roles
     build: BuildOptions
     flavours: dict[Word, Flavour]
+    distributions: dict[Word, Distribution] = {}
     upstream: Upstream
     releases: dict[Word, Release]
 

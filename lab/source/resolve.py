@@ -23,7 +23,7 @@ from lab.base.errors import CannotTellError, RefusedError, UsageError
 from lab.base.files import key_of
 from lab.base.layout import Layout, locked
 from lab.base.progress import note, step
-from lab.source import debian, fetch, gnupatch
+from lab.source import debian, fetch, gnupatch, mirror
 from lab.source.releases import DebianSource, PinnedFile, PinnedTarball, Release, load_releases
 
 _UNPACK_S = 600.0
@@ -185,7 +185,7 @@ def _debian(search: _Search) -> Source:
 
 def _snapshot(search: _Search) -> Source:
     files = search.debian_files
-    base = debian.snapshot_base()
+    base = mirror.snapshot_base()
     for file in files:
         if fetch.from_cache(search.layout, file) is None:
             debian.fetch_from_snapshot(search.layout, file, base)

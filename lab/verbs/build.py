@@ -11,7 +11,8 @@ from pathlib import Path
 from lab.base.errors import ExitCode, UsageError
 from lab.base.layout import Layout
 from lab.guest import images
-from lab.pair import build
+from lab.pair import build, packaged
+from lab.source import naming
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,8 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="WHAT",
         default=["all"],
         help="old, new, a release (./pageflip releases), stock:RELEASE, RELEASE+DIR (the series in "
-        "DIR on top), FLAVOUR:RELEASE, guest-NAME, guests, all (the default); a guest with a disk "
-        "only by its name",
+        "DIR on top), FLAVOUR:RELEASE, debian:SUITE, guest-NAME, guests, all (the default); a "
+        "guest with a disk only by its name",
     )
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help="also put links to what was built there"
@@ -39,9 +40,9 @@ def run(options: argparse.Namespace) -> int:
         if (name := what.removeprefix("guest-")) != what and name in guests:
             _show(what, vars(images.build(name, layout)), options.output)
         else:
-            _show(
-                f"qemu-{what.replace('/', '-')}", vars(build.by_name(layout, what)), options.output
-            )
+            asked = naming.packaged(layout, what)
+            made = packaged.prepare(layout, asked) if asked else build.by_name(layout, what)
+            _show(f"qemu-{what.replace('/', '-')}", vars(made), options.output)
     return ExitCode.PASS
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from lab.base.errors import UsageError
 from lab.base.files import sha256_of
 from lab.base.layout import Layout, socket_directory
 from lab.model import Side
-from lab.pair import build
+from lab.pair import build, packaged
 from lab.source import naming
 from lab.vm.monitor import monitor
 
@@ -40,6 +40,8 @@ class Binary:
     localhost_arguments: frozenset[str] = frozenset()
     #: The machine types that it lists, aliases not among them.
     machines: frozenset[str] = frozenset()
+    #: Its own firmware, where it comes with one.
+    firmware: Path | None = None
 
     def side(self) -> Side:
         """Return it as the result has it."""
@@ -82,12 +84,15 @@ def inspect(path: Path, release: str | None = None) -> Binary:
 
 
 def binary_of(layout: Layout, name: str) -> Binary:
-    """Return the QEMU that `name` says: a path, or what it names is built.
+    """Return the QEMU that `name` says: a path, or what it names is fetched or built.
 
     Raises UsageError for what is not known, CannotTellError when it cannot be built.
     """
     if naming.is_path(name):
         return inspect(Path(name))
+    if asked := naming.packaged(layout, name):
+        theirs = packaged.prepare(layout, asked)
+        return replace(inspect(theirs.qemu, name), firmware=theirs.firmware)
     return inspect(build.by_name(layout, name).qemu, naming.pinned(layout, name))
 
 

@@ -38,8 +38,8 @@ class Managers(avocado.Test):
     def setUp(self) -> None:
         """Build what is needed."""
         self.layout = Layout.default().into(Path(self.outputdir))
-        self.old = build.by_name(self.layout, self.params.get("old", default="10.0"))
-        self.new = build.by_name(self.layout, self.params.get("new", default="10.2"))
+        self.old = build.by_name(self.layout, self.params.get("old", default="old"))
+        self.new = build.by_name(self.layout, self.params.get("new", default="new"))
 
     @contextmanager
     def host(self, user: str = "") -> Iterator[tuple[LibvirtHost, Path]]:

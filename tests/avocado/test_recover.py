@@ -82,8 +82,8 @@ class Killed(avocado.Test):
     def setUp(self) -> None:
         """Build what is needed; have journals of our own."""
         layout = Layout.default()
-        self.old = binary.binary_of(layout, self.params.get("old", default="10.0"))
-        self.new = binary.binary_of(layout, self.params.get("new", default="10.2"))
+        self.old = binary.binary_of(layout, self.params.get("old", default="old"))
+        self.new = binary.binary_of(layout, self.params.get("new", default="new"))
         self.firmware = firmware.prepare(layout)
         seed = int(self.params.get("seed", default=random.randrange(1 << 32)))
         self.log.info("again: -p seed=%d", seed)

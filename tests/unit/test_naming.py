@@ -56,8 +56,8 @@ def test_a_flavour_is_said_before_the_name(name: str, slim: str) -> None:
     assert naming.stock(slim) == naming.stock(naming.stock(slim))
 
 
-def test_the_usual_flavour_is_what_a_distribution_has() -> None:
-    full, slim = (naming.named(LAYOUT, name).options for name in ("new", "slim:new"))
+def test_the_full_flavour_is_what_a_distribution_has() -> None:
+    full, slim = (naming.named(LAYOUT, name).options for name in ("full:new", "slim:new"))
     assert full.flavour == "full"
     assert set(slim.configure) < set(full.configure)
     assert {"seccomp", "vnc", "spice", "gnutls", "libusb"} <= full.libraries.keys()
