@@ -87,11 +87,9 @@ def _names(argv: Sequence[str]) -> Iterator[str]:
 
 def _devices(argv: Sequence[str], truth: Truth) -> Iterator[str]:
     named = {values(text).get("id", "") for text in options(argv, "device")} - {""}
-    there = {}
-    for path, device in truth.devices.items():
-        place, _, name = path.rpartition("/")
-        if place in {"/machine/peripheral", "/machine/peripheral-anon"}:
-            there[name] = device
+    there = {
+        path.rpartition("/")[2]: device for path, device in truth.devices.items() if device.asked
+    }
     for name in sorted(named - there.keys()):
         yield f"device {name} was taken out while the guest ran"
     for name, device in sorted(there.items()):

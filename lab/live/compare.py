@@ -55,6 +55,10 @@ class MayDiffer:
 MAY_DIFFER: tuple[MayDiffer, ...] = (
     MayDiffer(("version",), "it is what the upgrade is for"),
     MayDiffer(("pid",), "it is another process"),
+    MayDiffer(
+        ("devices", "*", "asked"),
+        "versions disagree on whether what -audio, say, makes is as if by -device",
+    ),
     MayDiffer(("devices", "*", "properties", "date"), "a clock"),
     MayDiffer(("devices", "*", "properties", "rtc-time"), "a clock"),
     *(

@@ -155,11 +155,7 @@ def _devices(found: Running) -> set[str]:
     """Return the types of its devices, as it has them itself, whatever they were asked for as."""
     if not found.truth:
         return {driver(text) for text in options(found.argv, "device")}
-    return {
-        device.type
-        for path, device in found.truth.devices.items()
-        if path.startswith("/machine/peripheral") and path.count("/") == 3
-    }
+    return {device.type for device in found.truth.devices.values() if device.asked}
 
 
 def _objects(found: Running) -> set[str]:

@@ -8,6 +8,7 @@ runs in a thread of its own and the methods here wait for it.
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -25,6 +26,9 @@ from lab.base.errors import CannotTellError
 _COMMAND_S = 30.0
 #: How often it is looked whether waiting has become vain (s).
 _LOOK_S = 0.1
+# The lab keeps its own log of what is said; with the library's, thousands of questions take minutes
+# wherever somebody listens to all loggers, as avocado does.
+logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
 
 
 class MonitorError(CannotTellError):

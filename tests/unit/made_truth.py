@@ -46,7 +46,8 @@ def block(**more: Any) -> BlockLayer:
 
 
 def device(kind: str = "virtio-blk-pci", **properties: Any) -> Device:
-    return Device(type=kind, properties={"hotplugged": False, "addr": 16, **properties})
+    found = {"hotplugged": False, "addr": 16, **properties}
+    return Device(type=kind, properties=found, asked=True)
 
 
 def truth(**more: Any) -> Truth:

@@ -59,7 +59,7 @@ def test_where_a_process_listens(sockets: Path) -> None:
 
 def test_numbered_devices_have_names_of_their_own() -> None:
     """Whatever is plugged or taken out before them."""
-    place = "/machine/peripheral-anon"
+    place, new = "/machine/peripheral-anon", "/machine/unnamed"
 
     def tree(*kinds: str) -> dict[str, Device]:
         found = {
@@ -71,12 +71,14 @@ def test_numbered_devices_have_names_of_their_own() -> None:
         return qom.renamed(found)
 
     assert set(tree("e1000", "usb", "usb")) == {
-        f"{place}/e1000[0]", f"{place}/usb[0]", f"{place}/usb[1]", "/machine/i440fx",
+        f"{new}/e1000[0]", f"{new}/usb[0]", f"{new}/usb[1]", "/machine/i440fx",
     }  # fmt: skip
     assert tree("e1000", "usb")["/machine/i440fx"].properties == {
-        "bus": f"{place}/usb[0]/pci.0",
+        "bus": f"{new}/usb[0]/pci.0",
         "n": 1,
     }
+    assert tree("e1000")[f"{new}/e1000[0]"].asked
+    assert not tree("e1000")["/machine/i440fx"].asked
     assert tree("usb")["/machine/i440fx"] == tree("e1000", "usb")["/machine/i440fx"]
 
 

@@ -90,6 +90,7 @@ class Device(Model):
 
     type: str
     properties: dict[str, Any]
+    asked: bool = Field(default=False, description="made by -device or device_add")
 
 
 class Migration(Model):

@@ -13,6 +13,8 @@ from lab.vm.monitor import QmpError
 
 #: Objects that are parts of devices and have no settings of their own.
 _PARTS = frozenset({"memory-region", "irq", "qemu:memory-region"})
+#: Where -device and device_add put what they make.
+_ASKED = ("/machine/peripheral", "/machine/peripheral-anon")
 #: A device without a name.
 _NUMBERED = re.compile(r"/machine/(?:unattached|peripheral-anon)/device\[\d+\]")
 #: What a bus calls its devices, which each say themselves where they are.
@@ -35,8 +37,8 @@ def renamed(found: Mapping[str, Device]) -> dict[str, Device]:
     names: dict[str, str] = {}
     seen: dict[str, int] = {}
     numbered = [path for path in found if _NUMBERED.fullmatch(path)]
-    for path in sorted(numbered, key=lambda path: int(path.rpartition("[")[2][:-1])):
-        kind = path.rpartition("/")[0] + "/" + found[path].type
+    for path in sorted(numbered, key=_order):
+        kind = f"/machine/unnamed/{found[path].type}"
         names[path] = f"{kind}[{seen.get(kind, 0)}]"
         seen[kind] = seen.get(kind, 0) + 1
 
@@ -49,9 +51,15 @@ def renamed(found: Mapping[str, Device]) -> dict[str, Device]:
         name(path): Device(
             type=one.type,
             properties={key: name(value) for key, value in one.properties.items()},
+            asked=path.rpartition("/")[0] in _ASKED,
         )
         for path, one in found.items()
     }
+
+
+def _order(path: str) -> tuple[bool, int]:
+    """Return what a numbered device is sorted by; its place differs between versions."""
+    return path.startswith("/machine/peripheral"), int(path.rpartition("[")[2][:-1])
 
 
 def objects(ask: Asker) -> dict[str, Device]:
@@ -64,10 +72,11 @@ def plugged(ask: Asker) -> dict[str, Device]:
     """Return the machine, and what -device and device_add have made, with little of each."""
     kind = str(ask.one("qom-get", path="/machine", property="type"))
     found = {"/machine": Device(type=kind, properties={})}
-    for place in ("/machine/peripheral", "/machine/peripheral-anon"):
+    for place in _ASKED:
         for name, one in named(ask, place).items():
             late = ask.one("qom-get", path=f"{place}/{name}", property="hotplugged")
-            found[f"{place}/{name}"] = Device(type=one.type, properties={"hotplugged": late})
+            there = Device(type=one.type, properties={"hotplugged": late}, asked=True)
+            found[f"{place}/{name}"] = there
     return found
 
 

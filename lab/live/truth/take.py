@@ -95,12 +95,16 @@ def _networks(ask: Asker) -> dict[str, str]:
     for line in text.splitlines():
         name, colon, rest = line.lstrip(" \\").partition(": ")
         if colon:
-            found[name] = _network(rest.strip())
+            found[_network(name)] = _network(rest.strip())
     return found
 
 
 def _network(text: str) -> str:
-    """Return a line of it; how a tap was had, by name or descriptor, is nothing of the guest's."""
+    """Return a line of it; how a tap was had, by name or descriptor, is nothing of the guest's.
+
+    The number in a name that QEMU made up is another one each time.
+    """
+    text = re.sub(r"#(\D+)\d+", r"#\1", text)
     match = re.match(r"(index=\d+,type=tap),", text)
     return match.group(1) if match else text
 
