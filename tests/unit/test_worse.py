@@ -141,6 +141,14 @@ def test_the_warm_up_and_failed_runs_do_not_count() -> None:
     assert {one.n for row in compared(rounds=5).rows for one in row.compared} == {5}
 
 
+def test_it_is_not_enough_to_see_what_is_in_all_mechanisms() -> None:
+    found = compared(rounds=4)
+    assert found.steadiest is not None
+    assert found.steadiest.mechanism == TOGETHER
+    assert (found.steadiest.seen or 0) < found.allowed.slower_ms
+    assert not found.enough
+
+
 def test_what_could_not_be_seen_is_said() -> None:
     found = compared(rounds=4)
     (alone,) = (row for row in found.rows if row.mechanism == "precopy")
