@@ -62,6 +62,10 @@ class File:
             return (found.st_dev, found.st_ino) == (self.device, self.inode)
         return False
 
+    def restore(self, _monitor: object) -> list[str]:
+        """Do nothing: a file is no matter of QEMU's monitor."""
+        return []
+
     def beside(self, suffix: str) -> Path:
         """Return another name in the same directory."""
         return self.path.with_name(self.path.name + suffix)

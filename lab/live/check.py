@@ -11,6 +11,7 @@ from lab.base.errors import CannotTellError
 from lab.live import compare, truth
 from lab.live.aside import SUFFIXES
 from lab.live.compare import Mismatch
+from lab.live.journal import Owner, Resource
 from lab.live.truth import Truth
 from lab.live.truth.model import Migration
 from lab.vm.monitor import Monitor, MonitorError, QmpError
@@ -56,6 +57,35 @@ class Sameness:
             return restore(qemu.monitor, self.old.migration)
         except (MonitorError, QmpError, DeadlineError) as error:
             return [error.message]
+
+
+class Settings:
+    """Migration's settings as a resource of a journal: they are set again in who has the guest."""
+
+    kind = "migration"
+
+    def __init__(self, wanted: Migration) -> None:
+        self._wanted = wanted
+
+    @classmethod
+    def read(cls, resource: Resource) -> Settings:
+        """Return what a journal has."""
+        return cls(Migration.model_validate_json(str(resource.facts["wanted"])))
+
+    def resource(self) -> Resource:
+        """Return it for a journal."""
+        facts = {"wanted": self._wanted.model_dump_json()}
+        return Resource(kind=self.kind, name="settings", facts=facts)
+
+    def pass_on(self) -> None:
+        """Do nothing: each QEMU has its own."""
+
+    def settle(self, _owner: Owner) -> None:
+        """Do nothing: a monitor is needed."""
+
+    def restore(self, monitor: Monitor) -> list[str]:
+        """Set migration as it was; return what could not be set."""
+        return restore(monitor, self._wanted)
 
 
 def restore(monitor: Monitor, wanted: Migration) -> list[str]:

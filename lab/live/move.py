@@ -25,7 +25,7 @@ from lab.base.progress import note
 from lab.base.record import Spare
 from lab.live import aside, journal, look, preflight
 from lab.live.aside import Aside, File
-from lab.live.check import Sameness
+from lab.live.check import Sameness, Settings
 from lab.live.journal import Entry, Journal, LiveStep, Owner
 from lab.live.look import Connect, Running
 from lab.live.moved import Moved, tell
@@ -173,7 +173,8 @@ class Mover:
             old = Qemu("old", command, process.Foreign(found.pid), record.directory / "old.log")
             start.connect(old)
             check = Sameness(old, [*plan.successor.files, *plan.own], sockets)
-            book.write(LiveStep.STARTING)
+            settings = Settings(check.old.migration).resource()
+            book.write(LiveStep.STARTING, resources=(*book.entry.resources, settings))
             stack.enter_context(files.held())
             new, keep = stack.enter_context(_successor(plan, record, sockets, passed))
             if not plan.mechanism.inherits:

@@ -22,6 +22,7 @@ from lab.base.deadline import Deadline, DeadlineError
 from lab.base.errors import CannotTellError, UsageError
 from lab.base.identity import Who, marked
 from lab.live import aside, journal
+from lab.live.check import Settings
 from lab.live.decision import Action, Has, decide, new_has, old_has
 from lab.live.journal import Entry, Journal, LiveStep, Owner, Resource
 from lab.model import Model
@@ -45,11 +46,14 @@ class Restored(Protocol):
     def settle(self, owner: Owner) -> None:
         """Put it in its place: only that QEMU is left."""
 
+    def restore(self, monitor: Monitor, /) -> list[str]:
+        """Do what takes the monitor of who has the guest; return what could not be done."""
+
 
 #: Makes that of a journal's resource.
 Kind = Callable[[Resource], Restored]
 #: Who knows about the resources of each kind.
-KINDS: Mapping[str, Kind] = {one.kind: one.read for one in (aside.Shared, aside.Common)}
+KINDS: Mapping[str, Kind] = {one.kind: one.read for one in (aside.Shared, aside.Common, Settings)}
 
 
 class Recovered(Model):
@@ -261,12 +265,24 @@ class _Recovery:
         left = Owner.OLD if old.who and action is not Action.MOVED else Owner.NEW
         for one in self.resources():
             one.settle(left)
+        if action is not Action.NOBODY:
+            self._restore(new if left is Owner.NEW else old)
         with suppress(OSError):
             shutil.rmtree(self.entry.mark)
         self.book.finish()
         if action is Action.NOBODY:
             return self._result("nobody", found, 0)
         return self._result(str(left), found, pid if left is Owner.NEW else 0)
+
+    def _restore(self, half: _Half) -> None:
+        """Set in who has the guest what the upgrade had set otherwise."""
+        try:
+            with half.connected() as qmp:
+                failed = [text for one in self.resources() for text in one.restore(qmp)]
+        except (MonitorError, QmpError, DeadlineError) as error:
+            failed = [error.message]
+        for text in failed:
+            self._did(f"not set again: {text}")
 
     def _result(self, runs: str, found: str, new_pid: int) -> Recovered:
         result = Recovered(
