@@ -14,6 +14,8 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,12 +28,15 @@ from lab.base.errors import ExitCode
 from lab.base.identity import Who
 from lab.base.layout import CHECKOUT, Layout
 from lab.live import journal, look
+from lab.live.journal import LiveStep
 from lab.pair import firmware
 from lab.vm import binary
 
 #: Where the BIOS counts the timer's ticks (BIOS data area).
 _TICKS = 0x46C
 _FILES = {"qmp", "hmp", "serial", "pid", "log"}
+#: How long after a step has begun, at the most (s).
+_AFTER_S = 0.3
 #: How often the lab is killed at the same guest.
 _SAME = 10
 _MECHANISMS = ("flip", "gift", "precopy", "stop-copy")
@@ -86,6 +91,31 @@ class Small:
         return int(said.partition(":")[2], base=16)
 
 
+class Absence:
+    """Watches for how long a file was away (s)."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self.longest_s = 0.0
+
+    def _watch(self) -> None:
+        since = time.monotonic()
+        while not self._end.wait(0.002):
+            if os.path.lexists(self._path):
+                since = time.monotonic()
+            self.longest_s = max(self.longest_s, time.monotonic() - since)
+
+    def __enter__(self) -> "Absence":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._end.set()
+        self._thread.join()
+
+
 class Killed(avocado.Test):
     """Whatever becomes of the lab.
 
@@ -106,8 +136,6 @@ class Killed(avocado.Test):
         self.place = Path(tempfile.mkdtemp(prefix="pf"))
         os.environ["XDG_STATE_HOME"] = str(self.place / "state")
         os.environ["XDG_RUNTIME_DIR"] = str(self.place)
-        #: How long there is a journal at the most (s), by mechanism.
-        self.takes = dict.fromkeys(_MECHANISMS, 0.5)
 
     def tearDown(self) -> None:
         """End what is left, on a time-out too."""
@@ -148,11 +176,16 @@ class Killed(avocado.Test):
         )
 
     def upgrade(
-        self, one: Small, mechanism: str, act: Act, before: tuple[str, ...] = ()
+        self,
+        one: Small,
+        mechanism: str,
+        act: Act,
+        before: tuple[str, ...] = (),
+        new: Path | None = None,
     ) -> tuple[int, str]:
         """Upgrade it; `act` is called as soon as there is a journal.  Return status and stderr."""
         out = self.place / "out"
-        words = ["--new", self.new.path, "--mechanism", mechanism, "--out", out]
+        words = ["--new", new or self.new.path, "--mechanism", mechanism, "--out", out]
         with self.lab("upgrade", "--pid", str(one.pids()[0]), *words, before=before) as lab:
             try:
                 for _ in Deadline.after(120, "there is a journal").poll(0.0005):
@@ -165,12 +198,22 @@ class Killed(avocado.Test):
         self.log.info("%s: %d: %s", mechanism, lab.returncode, said.strip())
         return lab.returncode, said
 
-    def at_random(self, mechanism: str, what: signal.Signals) -> Act:
-        """Return what sends a signal at some instant of an upgrade."""
+    def at_random(self, what: signal.Signals) -> Act:
+        """Return what sends a signal at some instant of an upgrade.
+
+        However busy the host is, each step has its share of the instants.
+        """
+        step = self.random.choice(list(LiveStep))
+        after = self.random.uniform(0, _AFTER_S)
 
         def act(lab: "subprocess.Popen[str]") -> None:
+            order = list(LiveStep)
+            for _ in Deadline.after(120, f"the upgrade is {step}").poll(0.0005):
+                entries = journal.left().entries
+                if not entries or order.index(entries[0].step) >= order.index(step):
+                    break
             with contextlib.suppress(subprocess.TimeoutExpired):
-                lab.wait(self.random.uniform(0, self.takes[mechanism]))
+                lab.wait(after)
             lab.send_signal(what)
 
         return act
@@ -227,11 +270,9 @@ class Killed(avocado.Test):
     def killed_once(self, one: Small, mechanism: str) -> list[str]:
         """Kill the lab once, and recover; return how far it had got."""
         before = one.state()
-        self.upgrade(one, mechanism, self.at_random(mechanism, signal.SIGKILL))
+        self.upgrade(one, mechanism, self.at_random(signal.SIGKILL))
         left = journal.left()
         self.assertEqual(left.damaged, ())
-        # The host is as busy as it is: kill sooner when it had ended, later when it had not.
-        self.takes[mechanism] *= 1.2 if left.entries else 0.8
         self.recover(kill=self.random.random() < 0.3)
         self.whole(one, before)
         for entry in left.entries:
@@ -255,9 +296,7 @@ class Killed(avocado.Test):
             mechanism = _MECHANISMS[number % len(_MECHANISMS)]
             with self.guest() as one:
                 before = one.state()
-                status, said = self.upgrade(
-                    one, mechanism, self.at_random(mechanism, signal.SIGINT)
-                )
+                status, said = self.upgrade(one, mechanism, self.at_random(signal.SIGINT))
                 self.assertIn(status, {ExitCode.PASS, ExitCode.FAIL, ExitCode.INTERRUPTED}, said)
                 self.whole(one, before)
 
@@ -300,6 +339,21 @@ class Killed(avocado.Test):
             check=False,
         )
         return done.returncode, " ".join(done.stderr.split())
+
+    def test_refused_at_once(self) -> None:
+        """The new QEMU does not start: the old one's sockets are not away for longer than that."""
+        script = self.place / "qemu-system-x86_64"
+        line = f'case "$*" in *-incoming*) exit 3;; esac\nexec {self.new.path} "$@"\n'
+        script.write_text(f"#!/bin/sh\n{line}", encoding="utf-8")
+        script.chmod(0o755)
+        for mechanism in ("gift", "precopy"):
+            with self.guest() as one, Absence(one.qmp) as absence:
+                before = one.state()
+                status, said = self.upgrade(one, mechanism, lambda _lab: None, new=script)
+                self.assertEqual(status, ExitCode.FAIL, said)
+                self.whole(one, before)
+            self.log.info("%s: absent for %.2f s", mechanism, absence.longest_s)
+            self.assertLess(absence.longest_s, 10)
 
     def test_no_room_for_records(self) -> None:
         """The disk under --out is full, sooner or later: the guest moves, and is managed."""
