@@ -44,8 +44,11 @@ static int wait_stop(pid_t tid, struct error *error)
     if (got < 0) {
         return fail_errno(error, "thread %d is gone", tid);
     }
+    if (WIFSIGNALED(status)) {
+        return fail(error, "thread %d was killed by signal %d", tid, WTERMSIG(status));
+    }
     if (!WIFSTOPPED(status)) {
-        return fail(error, "thread %d ended (status %#x)", tid, status);
+        return fail(error, "thread %d ended: exit status %d", tid, WEXITSTATUS(status));
     }
     return status;
 }

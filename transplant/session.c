@@ -7,6 +7,7 @@
 #include <string.h>
 #include <sys/utsname.h>
 #include <sys/wait.h>
+#include <unistd.h>
 
 #include "delta.h"
 
@@ -352,6 +353,27 @@ static void (*const requests[])(struct session *, struct reader *, struct writer
     [REQUEST_COLLAPSE] = do_collapse,
 };
 
+/*
+ * If the new QEMU has ended, that is why something went wrong.  Its memory is gone a moment before
+ * there is anything to be waited for.
+ */
+static void add_how_it_ended(struct session *session)
+{
+    struct error how = { 0 };
+    size_t used = strlen(session->error->text);
+
+    for (int looks = 0; looks < 40 && !how.set; looks++) {
+        if (recipient_attend(&session->recipient, &how)) {
+            break;
+        }
+        usleep(2500);
+    }
+    if (how.set && !strstr(session->error->text, how.text)) {
+        snprintf(session->error->text + used, sizeof(session->error->text) - used, "; %s",
+                 how.text);
+    }
+}
+
 void session_request(struct session *session, enum request request, struct reader *reader,
                      struct writer *writer)
 {
@@ -360,4 +382,7 @@ void session_request(struct session *session, enum request request, struct reade
         return;
     }
     requests[request](session, reader, writer);
+    if (session->error->set && session->recipient.pid && request != REQUEST_ABANDON) {
+        add_how_it_ended(session);
+    }
 }

@@ -168,8 +168,14 @@ def _wait(
 def _drive(
     factory: VmFactory, driven: Driven, old: Qemu, new: Qemu, look: Look, resuming: Look
 ) -> None:
-    """Bring a move that the lab makes to its end."""
-    factory.connect(new, lambda: _alive(old, new))
+    """Bring a move that the lab makes to its end; what QEMU says of migrations is none of it."""
+
+    def alive() -> None:
+        old.alive()
+        new.alive()
+        new.watch_cpu()
+
+    factory.connect(new, alive)
     driven.finish(look, resuming)
 
 

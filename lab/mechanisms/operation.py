@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import socket
+import stat
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,6 +28,7 @@ from lab.transplant import blocks, helper, stream
 from lab.transplant.blocks import RamBlock
 from lab.transplant.channel import HelperError
 from lab.transplant.helper import Differing, Helper
+from lab.vm import tracelog
 from lab.vm.monitor import QmpError
 from lab.vm.qemu import Qemu
 
@@ -38,6 +40,8 @@ _PATIENCE_MS = 2000
 #: this: it is in memory twice until the commit (bytes).
 _MAX_CHANGED = 128 * 2**20
 _SHARE = 8
+#: How much of what a new QEMU says is read (bytes).
+_SAID_MOST = 65536
 #: Where QEMU opens a descriptor that it was given with add-fd.
 _FDSET = "/dev/fdset/{}"
 #: Which failure the probe for blockers ends in, when there is none: this descriptor is not there.
@@ -56,6 +60,8 @@ class Operation(Driven):
         self._us: dict[str, int] = {}
         self._filtered = False
         self._began = False
+        #: How much the old QEMU's standard error had in it before the new one had it as well.
+        self._output_at = 0
         #: Whether the guest runs: a paused one arrives paused.
         self._ran = old.state() == "running"
         self._stopped = False
@@ -78,6 +84,7 @@ class Operation(Driven):
             # By its full path: it is opened as the old QEMU sees it.
             words[0] = str(Path(words[0]).absolute())
             self._began = True
+            self._output_at = _output_size(self._old.pid)
             with self._lent(self._new.machine.descriptors) as descriptors:
                 made = self._helper.start(words, descriptors, dry=False)
             self._us |= {"fork-us": made.fork_us, "held-us": made.held_us}
@@ -129,6 +136,7 @@ class Operation(Driven):
         # What has changed so far is brought over now, and once more with the rest when the guest
         # stands still: to write to a page for the first time takes seven times as long.
         self._helper.copy()
+        machine = self._machine()
         patience = self._asked.patience_ms or _PATIENCE_MS
         deadline = Deadline.after(patience / 1e3, "the guest stands still for the upgrade")
         with self._timed("stop-us"):
@@ -143,7 +151,7 @@ class Operation(Driven):
             self._verify(self._helper.verify())
         deadline.check()
         with self._timed("device-load-us"):
-            self._load(stream.complete(state, self._machine(), self._blocks), deadline)
+            self._load(stream.complete(state, machine, self._blocks), deadline)
         if self._asked.rehearse:
             self.undo()
             self._rehearsed = True
@@ -163,7 +171,7 @@ class Operation(Driven):
         """Return the old QEMU's device state; its disks are let go (``live``)."""
         with _memory_file("pageflip-state") as (file, write_only):
             monitor = self._old.monitor
-            number = monitor.execute_with(write_only, "add-fd")["fdset-id"]
+            number = monitor.execute_with(write_only, "add-fd", None, deadline)["fdset-id"]
             try:
                 where = {"filename": _FDSET.format(number), "live": True}
                 monitor.execute("xen-save-devices-state", where, deadline)
@@ -180,7 +188,8 @@ class Operation(Driven):
         ours, theirs = socket.socketpair()
         with ours:
             with theirs:
-                monitor.give("pageflip-stream", theirs.fileno())
+                name = {"fdname": "pageflip-stream"}
+                monitor.execute_with(theirs.fileno(), "getfd", name, deadline)
             monitor.execute("migrate-incoming", {"uri": "fd:pageflip-stream"}, deadline)
             sender = threading.Thread(target=_send, args=(ours, data), daemon=True)
             sender.start()
@@ -192,7 +201,9 @@ class Operation(Driven):
                 self._new.alive,
             )
         if monitor.last("MIGRATION").data["status"] == "failed":  # type: ignore[union-attr]
-            why = monitor.execute("query-migrate").get("error-desc", "")
+            why = ""
+            with suppress(LabError):  # it ends then
+                why = monitor.execute("query-migrate").get("error-desc", "")
             said = "; ".join(filter(None, (why, self._new.said())))
             raise QmpError(f"the new QEMU does not load the device state: {said}")
 
@@ -231,10 +242,23 @@ class Operation(Driven):
         if self._committed or self._settled:
             return ""
         self._settled = True
-        how = self._abandon() if self._began else ""
+        how = "; ".join(filter(None, [self._abandon(), *self._said()])) if self._began else ""
         if self._stopped and not self._old.dead:
             self._old.monitor.execute("cont")
         return how
+
+    def _said(self) -> list[str]:
+        """Return what was said on the old QEMU's standard error since the new one has it too.
+
+        Only where that is a file, and of that the last lines.
+        """
+        with suppress(OSError):
+            if _output_size(self._old.pid):
+                with Path(f"/proc/{self._old.pid}/fd/2").open("rb") as file:
+                    file.seek(self._output_at)
+                    text = tracelog.without(file.read(_SAID_MOST).decode(errors="replace"))
+                    return [line for line in text.splitlines() if line][-3:]
+        return []
 
     def _abandon(self) -> str:
         """End the new QEMU, and leave no trace of it in the old one."""
@@ -281,6 +305,14 @@ class Operation(Driven):
             yield
         finally:
             self._us[name] = (time.monotonic_ns() - begun) // 1000
+
+
+def _output_size(pid: int) -> int:
+    """Return the size of a process's standard error, where that is a file; otherwise 0."""
+    with suppress(OSError):
+        status = Path(f"/proc/{pid}/fd/2").stat()
+        return status.st_size if stat.S_ISREG(status.st_mode) else 0
+    return 0
 
 
 def _send(end: socket.socket, data: bytes) -> None:

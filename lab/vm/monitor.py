@@ -165,10 +165,14 @@ class Monitor:
         self.execute_with(descriptor, "getfd", {"fdname": name})
 
     def execute_with(
-        self, descriptor: int, command: str, arguments: Mapping[str, Any] | None = None
+        self,
+        descriptor: int,
+        command: str,
+        arguments: Mapping[str, Any] | None = None,
+        deadline: Deadline | None = None,
     ) -> Any:
         """Run a command that takes a descriptor (getfd, add-fd); raises as `execute` does."""
-        deadline = Deadline.after(_COMMAND_S, command)
+        deadline = deadline or Deadline.after(_COMMAND_S, command)
         try:
             self._wait(self._send(descriptor), deadline)
         except (QMPError, OSError) as error:

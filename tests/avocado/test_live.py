@@ -5,61 +5,31 @@ The lab's agent is in the guest all the same, so that what is claimed can be che
 to sockets by their names, and the new QEMU finds another listener there.
 """
 
-import dataclasses
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import avocado
+from byhand import ByHand, Guest
 
 from lab import mechanisms
 from lab.base import process
 from lab.base.deadline import Deadline
 from lab.base.errors import PreconditionError
-from lab.base.layout import Layout, socket_directory
-from lab.guest import images
+from lab.base.layout import Layout
 from lab.live import look
 from lab.live import move as live
 from lab.live.move import Mover
 from lab.live.moved import Moved
 from lab.measure import downtime, integrity
 from lab.model import Outcome
-from lab.pair import firmware
-from lab.vm import binary, boards
-from lab.vm.agent import Control, Heart, agent_lines
-from lab.vm.cmdline import Backing, Machine
-from lab.vm.qemu import Vm, factory
+from lab.vm import binary
+from lab.vm.cmdline import Backing
 
 _USUAL = ("-pidfile", "{sockets}/pid", "-monitor", "unix:{sockets}/hmp,server,nowait")
 _NEVER = ["-chardev", "socket,id=never,path={sockets}/never"]
 
 
-@dataclasses.dataclass(frozen=True)
-class ByHand(Machine):
-    """A guest of the lab's, with what somebody wrote beside it."""
-
-    more: tuple[str, ...] = ()
-
-    def argv(self) -> list[str]:
-        """Return the command line."""
-        return [*super().argv(), *(word.format(sockets=self.sockets) for word in self.more)]
-
-
-@dataclasses.dataclass
-class Guest:
-    """A running one, and how to hear of it once it has moved."""
-
-    vm: Vm
-    control: Control
-    heart: Heart
-
-    @property
-    def qmp(self) -> Path:
-        """The socket that management has."""
-        return self.vm.machine.qmp
-
-
-class Live(avocado.Test):
+class Live(ByHand, avocado.Test):
     """Each guest's memory is filled and rewritten, and checked to the last page afterwards.
 
     :avocado: tags=medium
@@ -74,50 +44,6 @@ class Live(avocado.Test):
         self.new = binary.binary_of(self.layout, self.params.get("new", default="new"))
         if mechanisms.Flip().missing(self.old, self.new):
             self.cancel("one of both QEMUs is without the series")
-
-    @contextmanager
-    def by_hand(
-        self, *more: str, ram: str = "512", backing: Backing = Backing.PRIVATE
-    ) -> Iterator[Guest]:
-        """Start a guest and let its memory change."""
-        image = images.build("tiny", self.layout)
-        directory = self.layout.new_run()
-        with ExitStack() as stack:
-            sockets = stack.enter_context(socket_directory()) / "vm"
-            start = stack.enter_context(factory(directory, None))
-            vm = start.boot(
-                "hand",
-                ByHand(
-                    qemu=self.old.path,
-                    firmware=firmware.prepare(self.layout),
-                    kernel=image.kernel,
-                    initrd=image.initrd,
-                    append=image.append,
-                    sockets=sockets,
-                    serial_log=directory / "serial.log",
-                    accel="tcg",
-                    ram_bytes=int(ram) * 2**20,
-                    machine_type=boards.common("q35", self.old.machines, self.new.machines),
-                    backing=backing,
-                    more=(
-                        "-pidfile",
-                        "{sockets}/pid",
-                        "-monitor",
-                        "unix:{sockets}/hmp,server,nowait",
-                        *more,
-                    ),
-                ),
-            )
-            integrity.fill(vm.control, self.touched, 20 * 2**20, lambda _done, _total: None)
-            vm.monitor.close()  # it talks to one client at a time
-            for path in (vm.machine.control, vm.machine.heartbeat):
-                path.unlink()
-            control, heart = stack.enter_context(
-                agent_lines(vm.machine.control, vm.machine.heartbeat)
-            )
-            yield Guest(vm, control, heart)
-
-    touched = 128 * 2**20
 
     def upgraded(self, one: Guest, moved: Moved) -> None:
         """Assert that the guest is whole, and that management finds it where it was."""

@@ -1,0 +1,339 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Guests are taken out of QEMUs that know nothing of it, and whatever goes wrong costs none.
+
+Parameters (avocado -p): stock, a QEMU of the distribution's with seccomp
+(/usr/bin/qemu-system-x86_64); tracers (10), how many helpers are killed at random instants; seed;
+and those of test_upgrade.py.
+"""
+
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import avocado
+from byhand import ByHand, Guest
+from upgrading import SECOND_QEMU, Upgrading, kill_new, stop_new
+
+from lab import mechanisms, stage
+from lab.base import process
+from lab.base.deadline import Deadline
+from lab.base.errors import CannotTellError, PreconditionError
+from lab.base.layout import Layout
+from lab.live import look
+from lab.live import move as live
+from lab.live.move import Mover
+from lab.measure import integrity
+from lab.mechanisms import operation
+from lab.model import Outcome, Result, VerdictKind
+from lab.transplant import blocks, helper, stream
+from lab.transplant.helper import Helper
+from lab.vm import binary
+from lab.vm.qemu import Vm
+
+#: As libvirt starts every guest.
+_SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+#: What the second QEMU itself needs weighs more in so small a guest.
+_RATIO = 1 + 4 * SECOND_QEMU
+
+
+def _end_new(_old: Vm, new: Vm) -> None:
+    """Kill the new QEMU when it has already answered."""
+    os.kill(new.pid, signal.SIGKILL)
+
+
+class Transplant(Upgrading, avocado.Test):
+    """Stock QEMUs; the guest is whole, and the old one's if the new one is no good.
+
+    :avocado: tags=medium
+    """
+
+    ram = "256M"
+    touch = "50%"
+
+    def test_stock_to_stock(self) -> None:
+        """Neither has the series."""
+        result = self.passes("transplant", _RATIO, old="stock:10.0", new="stock:10.2")
+        self.assertEqual(result.integrity.heartbeats_lost, 0)
+        self.assertGreater(self.moved(result, "flipped_bytes"), 0)
+        self.assertGreater(self.moved(result, "copied_bytes"), 0)
+        self.assertLess(self.moved(result, "copied_bytes"), self.moved(result, "flipped_bytes"))
+
+    def test_stock_to_ours(self) -> None:
+        """The first step of everybody who has guests today; every byte is compared."""
+        self.passes("transplant", 2.3, old="stock:10.0", new="10.2", verify=True, dirty_rate="10M")
+
+    def test_more_than_one_processor(self) -> None:
+        """Two of them, and huge pages stay what they are."""
+        result = self.passes("transplant", _RATIO, old="stock:10.0", new="stock:10.2", cpus=2)
+        before, after = result.memory.old_huge_bytes, result.memory.new_huge_bytes
+        self.assertGreaterEqual(after, before * 3 // 4)
+
+    def test_auto_takes_it(self) -> None:
+        """For a pair without the series it is the best that can go back."""
+        result = self.upgrade("auto", 2.3, old="stock:10.0", new="stock:10.2")
+        chosen = mechanisms.named(result.mechanism)
+        self.assertTrue(chosen.rolls_back)
+        if not mechanisms.named("transplant").missing(
+            *(binary.binary_of(Layout.default(), name) for name in ("stock:10.0", "stock:10.2"))
+        ):
+            self.assertEqual(result.mechanism, "transplant")
+
+
+class Faults(Upgrading, avocado.Test):
+    """Something is broken on purpose, at each step.
+
+    :avocado: tags=fault,medium
+    """
+
+    ram = "256M"
+    touch = "50%"
+
+    def test_new_killed_at_each_step(self) -> None:
+        """The new QEMU crashes: before it answers, and before each thing that is asked of it."""
+        self.rolled_back(kill_new, "killed by signal 9")
+        for step in ("adopt", "copy", "hold"):
+            with self.before(Helper, step, _end_new):
+                self.rolled_back(None, "killed by signal 9")
+        with self.before(operation.Operation, "_load", _end_new):
+            self.rolled_back(None, "")
+
+    def test_new_hangs_while_it_loads(self) -> None:
+        """It is given up when the guest has stood still for long enough."""
+
+        def hang(_old: Vm, new: Vm) -> None:
+            os.kill(new.pid, signal.SIGSTOP)
+
+        patience = mock.patch.object(stage, "_PATIENCE_MS", 5_000)
+        with patience, self.before(operation.Operation, "_load", hang):
+            self.rolled_back(None, "no answer after 5 s")
+
+    def test_new_never_answers(self) -> None:
+        """It hangs from the start: the guest runs on until it is given up.
+
+        :avocado: tags=thorough
+        """
+        self.rolled_back(stop_new, "not done after")
+
+    def test_state_truncated(self) -> None:
+        """Half of the device state: the new QEMU refuses it."""
+        whole = stream.complete
+
+        def half(*words: Any) -> bytes:
+            made = whole(*words)
+            return made[: len(made) // 2]
+
+        with mock.patch.object(stream, "complete", half):
+            self.rolled_back(None, "does not load the device state")
+
+    def test_helper_killed_at_each_step(self) -> None:
+        """With it ends the new QEMU, and the old one goes on."""
+        for step in ("adopt", "copy", "hold", "finish"):
+            with self.before(Helper, step, self.kill_helper):
+                if step == "finish":  # the guest is the new QEMU's already
+                    result = self.upgraded()
+                    self.assertEqual(result.outcome, Outcome.UPGRADED, result.reasons)
+                    self.whole(result)
+                else:
+                    self.rolled_back(None, "the helper is gone")
+
+    def kill_helper(self, _old: Vm, _new: Vm) -> None:
+        """Kill the lab's helper, as if the host were short of memory."""
+        for child in process.children(os.getpid()):
+            with suppress(OSError):
+                if "/transplant/" in str(Path(f"/proc/{child}/exe").readlink()):
+                    os.kill(child, signal.SIGKILL)
+                    return
+        self.fail("there is no helper")
+
+    @contextmanager
+    def before(
+        self, owner: type[object], name: str, action: Callable[[Vm, Vm], None]
+    ) -> Iterator[None]:
+        """Do something to the two QEMUs before the first call of a method."""
+        called = getattr(owner, name)
+        seen: list[operation.Operation] = []
+        made = operation.Operation.__init__
+
+        def remember(self: operation.Operation, *words: Any) -> None:
+            made(self, *words)
+            seen.append(self)
+
+        def wrapped(self: object, *words: Any, **named: Any) -> Any:
+            if seen:
+                one = seen.pop()
+                action(one._old, one._new)
+            return called(self, *words, **named)
+
+        with (
+            mock.patch.object(operation.Operation, "__init__", remember),
+            mock.patch.object(owner, name, wrapped),
+        ):
+            yield
+
+    def upgraded(self, interfere: Callable[[Vm, Vm], None] | None = None) -> Result:
+        """Upgrade a stock guest."""
+        return self.upgrade("transplant", 2.3, interfere, old="stock:10.0", new="stock:10.2")
+
+    def rolled_back(self, interfere: Callable[[Vm, Vm], None] | None, words: str) -> None:
+        """Upgrade, and assert that the guest goes on under the old QEMU as if nothing had been."""
+        result = self.upgraded(interfere)
+        self.assertEqual(result.outcome, Outcome.ROLLED_BACK, result.reasons)
+        self.assertEqual(result.verdict, VerdictKind.FAIL)
+        self.assertIn(words, " ".join(result.reasons))
+        self.whole(result)
+
+    def whole(self, result: Result) -> None:
+        """Assert that the guest, wherever it is, lacks nothing."""
+        self.assertEqual(result.integrity.bad_pages, 0)
+        self.assertGreaterEqual(result.integrity.pages_checked_after, result.integrity.pages_total)
+        self.assertEqual(result.integrity.heartbeats_doubled, 0)
+
+
+class Foreign(ByHand, avocado.Test):
+    """QEMUs that were started by hand: what ``upgrade --pid`` does.
+
+    :avocado: tags=medium
+    """
+
+    timeout = 900
+
+    def prepare(self, old: str, new: str) -> None:
+        """Have both QEMUs; cancel where one is not there or it cannot be done here."""
+        self.layout = Layout.default().into(Path(self.outputdir))
+        try:
+            self.old = binary.binary_of(self.layout, old)
+            self.new = binary.binary_of(self.layout, new)
+        except CannotTellError as error:
+            self.cancel(error.message)
+        if lacking := mechanisms.named("transplant").missing(self.old, self.new):
+            self.cancel(lacking)
+
+    def distribution(self) -> str:
+        """Return the distribution's own QEMU, or cancel."""
+        path = str(self.params.get("stock", default="/usr/bin/qemu-system-x86_64"))
+        if not Path(path).exists():
+            self.cancel(f"{path} is not installed")
+        return path
+
+    def test_stock(self) -> None:
+        """By its process id, and management finds it where it was."""
+        self.prepare("stock:10.0", "stock:10.2")
+        self.taken()
+
+    def test_sandboxed(self) -> None:
+        """As libvirt starts one: no system call that makes a process is allowed."""
+        stock = self.distribution()
+        self.prepare(stock, stock)
+        self.taken("-sandbox", _SANDBOX)
+
+    def test_rehearsed(self) -> None:
+        """The new QEMU loads the guest, which then goes on where it was."""
+        self.prepare("stock:10.0", "stock:10.2")
+        with self.by_hand(rate=2**20) as one:
+            (moved,) = self.move(one, rehearse=True)
+            self.assertEqual((moved.outcome, moved.failure), (Outcome.REHEARSED, ""))
+            self.still_there(one)
+
+    def test_refused(self) -> None:
+        """A device whose state is not saved, which QEMU itself does not say of it."""
+        self.prepare("stock:10.0", "stock:10.2")
+        disk = ("-drive", "if=none,id=d,driver=null-co", "-device", "nvme,drive=d,serial=1")
+        with self.by_hand(*disk) as one:
+            with self.assertRaises(PreconditionError) as refused:
+                self.move(one)
+            self.assertIn("does not save the state of this device", str(refused.exception))
+            self.still_there(one)
+
+    def test_tracers_killed(self) -> None:
+        """Whenever the helper is killed: the guest runs, its memory is private, nobody is left."""
+        self.prepare("stock:10.0", "stock:10.2")
+        self.kill_tracers()
+
+    def test_tracers_of_a_sandboxed_one_killed(self) -> None:
+        """The same, where the filter holds again as soon as the helper is gone."""
+        stock = self.distribution()
+        self.prepare(stock, stock)
+        self.kill_tracers("-sandbox", _SANDBOX)
+
+    def taken(self, *more: str) -> None:
+        """Take a guest, and assert that it is whole, and where it is looked for."""
+        with self.by_hand(*more, rate=2**20) as one:
+            (moved,) = self.move(one)
+            self.assertEqual((moved.outcome, moved.failure), (Outcome.UPGRADED, ""))
+            one.heart.wait(500, Deadline.after(60, "the guest's heart beats"), lambda: None)
+            self.whole(one, one.control)
+            self.assertTrue(one.vm.dead)
+            there = look.look(str(one.qmp))
+            self.assertEqual((there.pid, there.binary.version), (moved.new_pid, self.new.version))
+
+    def move(self, one: Guest, *, rehearse: bool = False) -> list[live.Moved]:
+        """Do what the verb does."""
+        asked = mechanisms.Asked(rehearse=rehearse, patience_ms=30_000)
+        plan = live.plan(str(one.vm.pid), self.new, "transplant", asked)
+        return Mover(self.layout).all([plan], 1)
+
+    def whole(self, _one: Guest, control: Any) -> None:
+        """Assert that the guest has every page."""
+        report = integrity.check(control, self.touched)
+        self.assertEqual(report.status["bad_pages"], 0, report)
+        self.assertEqual(report.full_pass["pages_checked"] * 4096, self.touched)
+
+    def still_there(self, one: Guest) -> None:
+        """Assert that the guest runs where it was, whole, and its QEMU has no child."""
+        there = look.look(str(one.qmp))
+        self.assertEqual((there.pid, there.state), (one.vm.pid, "running"))
+        self.whole(one, one.vm.control)
+        self.assertEqual(list(process.children(one.vm.pid)), [])
+
+    def kill_tracers(self, *more: str) -> None:
+        """Kill helpers at random instants of their work, and look at the guest after each."""
+        chance = random.Random(str(self.params.get("seed", default="1")))
+        log = Path(self.outputdir) / "transplant.log"
+        with self.by_hand(*more) as one:
+            with look.connected(one.vm.pid, one.qmp) as qmp:
+                line = {"command-line": "info ramblock"}
+                ram = blocks.parse(qmp.execute("human-monitor-command", line))
+            for number in range(int(self.params.get("tracers", default=10))):
+                self.kill_one(one, ram, log, chance.uniform(0, 0.03))
+                # What the fork needs of guest memory has been put back, or this is refused.
+                with helper.started(self.layout, log) as fresh:
+                    fresh.examine(one.vm.pid, ram)
+                    fresh.abandon()
+                beats = len(one.vm.heart.beats)
+                one.vm.heart.wait(beats + 50, Deadline.after(30, "it beats"), one.vm.alive)
+                self.assertEqual(list(process.children(one.vm.pid)), [], number)
+            self.still_there(one)
+            (moved,) = self.move(one, rehearse=True)
+            self.assertEqual(moved.outcome, Outcome.REHEARSED, moved.failure)
+
+    def kill_one(self, one: Guest, ram: list[blocks.RamBlock], log: Path, delay_s: float) -> None:
+        """Let a helper fork the QEMU, and kill it after a while."""
+        words = [*one.vm.machine.argv(), "-S", "-incoming", "defer"]
+        with helper.started(self.layout, log) as first:
+            first.examine(one.vm.pid, ram)
+            victim = next(
+                child
+                for child in process.children(os.getpid())
+                if "/transplant/" in str(Path(f"/proc/{child}/exe").readlink())
+            )
+
+            def kill() -> None:
+                traced = Path(f"/proc/{one.vm.pid}/status")
+                for _ in Deadline.after(10, "the helper traces QEMU").poll(0.0002):
+                    if "\nTracerPid:\t0\n" not in traced.read_text(encoding="ascii"):
+                        break
+                time.sleep(delay_s)
+                os.kill(victim, signal.SIGKILL)
+
+            killer = threading.Thread(target=kill)
+            killer.start()
+            with suppress(CannotTellError):
+                first.start(words, {}, dry=False)
+            killer.join()
