@@ -18,6 +18,32 @@
 /* The most of /proc/PID/environ that is taken over (execve(2)'s own limit for a variable). */
 #define ENVIRONMENT_MOST (128u << 10)
 
+/* The largest program that is read as a whole: no emulator is half of it. */
+#define PROGRAM_MOST (256u << 20)
+
+/*
+ * Plans a program that names its interpreter far from its beginning: a tool that sets another, longer
+ * name (patchelf) puts it behind everything else.
+ */
+static int plan_whole(int fd, off_t size, struct elf_plan *plan)
+{
+    struct error ignored = { 0 };
+    uint8_t *data = size > 0 && size <= PROGRAM_MOST ? malloc(size) : NULL;
+    off_t have = 0;
+    ssize_t got = 1;
+    int result = -1;
+
+    while (data && have < size && got > 0) {
+        got = pread(fd, data + have, size - have, have);
+        have += got > 0 ? got : 0;
+    }
+    if (data && have == size) {
+        result = elf_plan(data, size, plan, &ignored);
+    }
+    free(data);
+    return result;
+}
+
 /* Plans one file of the old QEMU's file system. */
 static int read_file(pid_t pid, const char *path, struct elf_plan *plan, struct error *error)
 {
@@ -46,7 +72,7 @@ static int read_file(pid_t pid, const char *path, struct elf_plan *plan, struct 
         fail(error, "%s: it has capabilities of its own", path);
     } else if ((got = pread(fd, head, sizeof(head), 0)) < 0) {
         fail_errno(error, "%s", path);
-    } else if (elf_plan(head, got, plan, &own)) {
+    } else if (elf_plan(head, got, plan, &own) && plan_whole(fd, status.st_size, plan)) {
         fail(error, "%s: %s", path, own.text);
     }
     close(fd);
