@@ -107,3 +107,14 @@ def require_huge_pages(needed: int, why: str) -> None:
             f"{free // _MIB} MiB are free",
             hint=f"as root: echo {total + more} > {POOL / 'nr_hugepages'}",
         )
+
+
+def filesystem(path: Path) -> str:
+    """Return the type of the filesystem that a path is in (proc_pid_mounts(5)); "" if unknown."""
+    best, found = -1, ""
+    for line in Path("/proc/self/mounts").read_text(encoding="utf-8").splitlines():
+        _, point, kind = line.split(" ")[:3]
+        inside = path.is_relative_to(point.encode().decode("unicode_escape"))
+        if inside and len(point) >= best:
+            best, found = len(point), kind
+    return found

@@ -73,6 +73,16 @@ def _block(truth: Truth) -> Iterator[str]:
             yield f"{node.lost}, which {name} is in, is not the file that QEMU has open"
 
 
+def relative(truth: Truth) -> Iterator[str]:
+    """Yield the files that it has opened by a name that is relative to where it was started."""
+    yield from (
+        one.address for one in truth.listeners if one.kind == "unix" and one.address[:1] not in "/@"
+    )
+    for _, node in _nodes(truth):
+        if node.lost and not node.lost.startswith("/"):
+            yield node.lost
+
+
 def _names(argv: Sequence[str]) -> Iterator[str]:
     """Yield every id and node name of a command line."""
     for _, value in pairs(argv):

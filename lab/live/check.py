@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lab.base.deadline import DeadlineError
 from lab.base.errors import CannotTellError
-from lab.live import compare, truth
+from lab.live import amend, compare, truth
 from lab.live.aside import SUFFIXES
 from lab.live.compare import Mismatch
 from lab.live.journal import Owner, Resource
@@ -42,7 +42,11 @@ class Sameness:
         )
 
     def before(self, new: Qemu) -> None:
-        """Raise DifferentError unless the new QEMU, which waits for the guest, is the same."""
+        """Raise DifferentError unless the new QEMU, which waits for the guest, is the same.
+
+        What can still be told to it is told first.
+        """
+        amend.amend(self.old, new.monitor)
         if found := compare.differences(self.old, self._take(new), committed=False):
             raise DifferentError(f"the new QEMU is not the same: {in_words(found)}")
 

@@ -17,12 +17,14 @@ from lab.base import process
 from lab.host import facts
 from lab.live import outside
 from lab.live import successor as derived
+from lab.live.changes import relative
 from lab.live.look import Running
 from lab.live.successor import Successor
 from lab.live.truth import Truth
-from lab.live.words import driver, kind, options, values
+from lab.live.words import driver, kind, options, pairs, values
 from lab.measure import memory
 from lab.mechanisms import Mechanism
+from lab.mechanisms.localhost import Localhost
 from lab.model import Model
 from lab.vm.binary import Binary
 from lab.vm.cmdline import Backing
@@ -121,7 +123,33 @@ def _best(ways: list[Way], found: Running) -> str | None:
 
 def successor(found: Running, new: Binary) -> Successor:
     """Return how the new QEMU would have to be started."""
-    return derived.successor(found.argv, new.path, found.machine, found.cwd)
+    made = derived.successor(found.argv, new.path, found.machine, found.cwd)
+    for name in options(found.argv, "D"):
+        log = found.cwd / name
+        if log.is_file() and log.stat().st_size:
+            made.refusals.append(f"-D {name}: the new QEMU would empty it; logrotate it away first")
+    if found.truth:
+        made.refusals += _unexpected(found.truth, made)
+        if "daemonize" in {name for name, _ in pairs(found.argv)}:
+            made.refusals += [
+                f"{name} is relative, and a daemon's directory is not known any more"
+                for name in relative(found.truth)
+            ]
+    return made
+
+
+def _unexpected(truth: Truth, made: Successor) -> Iterator[str]:
+    """Yield where it listens although its command line does not say so, as the lab reads it.
+
+    A new QEMU would not, or could not beside the old one.
+    """
+    expected = {str(path) for path in made.files}
+    passed = any("fd" in one.parts for one in made.passed)
+    for one in truth.listeners:
+        where = str(Path(truth.cwd) / one.address)
+        # What was refused is most often about this very thing.
+        if not (one.kind == "unix" and (where in expected or passed)) and not made.refusals:
+            yield f"it listens on {one.kind} {one.address}, which its command line does not say"
 
 
 def lacks(new: Binary, found: Running) -> Iterator[str]:
@@ -226,8 +254,22 @@ def _memory_reasons(mechanism: Mechanism, found: Running) -> Iterator[str]:
         yield "the machine was not started with aux-ram-share=on"
     if wants is Backing.FILE and not _has_files(found):
         yield "guest RAM is in no file that another QEMU could open"
+    if isinstance(mechanism, Localhost) and (files := _private_files(found)):
+        yield f"guest RAM is a private mapping of a file ({', '.join(files)})"
     if mechanism.inherits and shared and not private:
         yield "guest RAM is shared memory; take handover"
+
+
+def _private_files(found: Running) -> list[str]:
+    """Return the files that guest RAM is mapped from with share=off, huge pages' left out."""
+    if not found.truth:
+        return []
+    paths = [
+        str(one.properties.get("mem-path", ""))
+        for one in found.truth.objects.values()
+        if one.type == "memory-backend-file" and not one.properties.get("share")
+    ]
+    return [path for path in paths if facts.filesystem(Path(path)) != "hugetlbfs"]
 
 
 def _has_files(found: Running) -> bool:

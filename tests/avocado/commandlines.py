@@ -28,7 +28,7 @@ ALONE: dict[str, tuple[str, ...]] = {
         "-device virtio-blk-pci,drive=b0",
         '-blockdev {"driver":"raw","node-name":"b0","file":{"driver":"file","filename":"@/raw0"}} '
         "-device virtio-blk-pci,drive=b0,id=vb",
-        "-blockdev null-co,node-name=b0,size=1M,read-zeroes=on",
+        "-blockdev null-co,node-name=b0,size=1048576,read-zeroes=on",
         '-blockdev {"driver":"file","node-name":"f0","filename":"@/a,b"} '
         "-blockdev raw,node-name=b0,file=f0 -device ide-hd,drive=b0",
     ),
@@ -221,6 +221,50 @@ CHANGES: tuple[tuple[str, dict[str, Any]], ...] = (
     ("trace-event-set-state", {"name": "migrate_set_state", "enable": True}),
     ("watchdog-set-action", {"action": "pause"}),
 )  # fmt: skip
+
+
+_DRIVE = "-drive if=none,id=d0,file=@/disk0,format=qcow2 -device virtio-blk-pci,drive=d0"
+_LIMITS = {"bps": 500000, "bps_rd": 0, "bps_wr": 0, "iops": 0, "iops_rd": 0, "iops_wr": 0}
+_UP = "upgraded by"
+_NBD = {"addr": {"type": "unix", "data": {"path": "@/nbd"}}}
+
+#: Kinds of things: the command line, what is done to it, the mechanism, and what comes of it.
+KINDS: dict[str, tuple[str, tuple[tuple[str, dict[str, Any]], ...], str, str]] = {
+    "limits of a drive": (_DRIVE, (("block_set_io_throttle", {"device": "d0", **_LIMITS}),),
+        "auto", _UP),
+    "a snapshot": (_DRIVE, (("blockdev-snapshot-sync",
+        {"device": "d0", "snapshot-file": "@/late", "format": "qcow2"}),), "auto", "image of d0"),
+    "a snapshot, by a relative name": (_DRIVE.replace("@/", ""), (("blockdev-snapshot-sync",
+        {"device": "d0", "snapshot-file": "late", "format": "qcow2"}),), "auto", "image of d0"),
+    "a bitmap in memory": (_DRIVE, (("block-dirty-bitmap-add", {"node": "d0", "name": "late"}),),
+        "auto", "dirty bitmap late of d0"),
+    "a bitmap in the image": (_DRIVE, (("block-dirty-bitmap-add",
+        {"node": "d0", "name": "late", "persistent": True}),), "auto", _UP),
+    "a job": (_DRIVE, (("blockdev-add", {"driver": "null-co", "node-name": "n", "size": 8 * _MIB}),
+        ("blockdev-mirror", {"device": "d0", "target": "n", "job-id": "j", "sync": "full"})),
+        "auto", "job j is there"),
+    "an export": ("-blockdev null-co,node-name=n,size=1048576", (("nbd-server-start", _NBD),
+        ("block-export-add", {"id": "e", "type": "nbd", "node-name": "n"})), "auto",
+        "export e of n"),
+    "a node": (_DRIVE, (("blockdev-add", {"driver": "null-co", "node-name": "late"}),), "auto",
+        "block node late was added"),
+    "no medium": ("-cdrom @/raw0", (("eject", {"device": "ide2-cd0", "force": True}),), "auto",
+        "refused"),
+    "a keyed socket": ("-chardev backend=socket,id=c0,path=@/c0,server=yes,wait=no", (), "auto",
+        _UP),
+    "a socket with a comma": ("-serial unix:@/a,,c,server,nowait", (), "auto", _UP),
+    "sockets in a file": ("-readconfig @/more.cfg", (), "auto", _UP),
+    "aliases": ("-device virtio-net -device virtio-balloon -device ahci", (), "auto", _UP),
+    "networks": ('-netdev type=user,id=a -device e1000,netdev=a -netdev {"type":"user","id":"b"} '
+        "-device virtio-net-pci,netdev=b", (), "auto", _UP),
+    "a network backend": ("-usb", (("netdev_add", {"type": "user", "id": "late"}),), "auto",
+        "network backend late was added"),
+    "paused": ("-usb", (("stop", {}),), "auto", _UP),
+    "paused, the guest stopped anyway": ("-usb", (("stop", {}),), "stop-copy", _UP),
+    "capabilities of multifd": ("-usb", (), "multifd", _UP),
+    "capabilities of postcopy": ("-usb", (), "postcopy", _UP),
+    "a log": ("-debugcon file:@/dbg -global isa-debugcon.iobase=0x402", (), "auto", _UP),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import avocado
-from commandlines import ALONE, NOT_ALONE, Case, case, files, placed
+from commandlines import ALONE, KINDS, NOT_ALONE, Case, case, files, placed
 
 from lab import mechanisms
 from lab.base import process
@@ -82,7 +82,7 @@ class Generated(avocado.Test):
                 before = truth.take(child.pid, qmp, [str(directory / "pid")])
             yield child.pid, before
 
-    def one(self, one: Case) -> str:
+    def one(self, one: Case, mechanism: str = "auto") -> str:
         """Try a case, and return what came of it; raise AssertionError when it does not hold."""
         with tempfile.TemporaryDirectory(prefix="case", dir="/var/tmp") as name:
             directory = Path(name)
@@ -90,7 +90,7 @@ class Generated(avocado.Test):
             try:
                 with self.started(one, directory) as (pid, before):
                     try:
-                        plan = live.plan(str(directory / "main"), self.new, "auto")
+                        plan = live.plan(str(directory / "main"), self.new, mechanism)
                     except PreconditionError as error:
                         self.assertRegex(error.message, r"cannot be upgraded by [\w-]+: .|no QMP")
                         self.unchanged(pid, directory, before)
@@ -141,6 +141,16 @@ class Generated(avocado.Test):
         :avocado: tags=thorough
         """
         self.all(300)
+
+    def test_kinds(self) -> None:
+        """One of each kind of thing that a command line does not say, or says in its own way."""
+        bad = []
+        for name, (words, changes, mechanism, expected) in KINDS.items():
+            said = self.one(Case(0, tuple(words.split(" ")), changes), mechanism)
+            self.log.info("%s: %s", name, said)
+            if expected not in said:
+                bad.append(f"{name}: {said}, and not {expected}")
+        self.assertEqual(bad, [])
 
     def test_every_option(self) -> None:
         """What -help lists is either tried or named as what cannot be."""

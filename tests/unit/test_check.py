@@ -1,115 +1,76 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""`pageflip check`: every step runs, every test is counted, a missing report is a failure."""
+"""What is told to a QEMU around an upgrade: its drives' limits, and migration's settings."""
 
 from __future__ import annotations
 
-import argparse
-import re
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
-import pytest
+from fakes import fake_qemu
+from made_truth import block, disk_node, drive, truth
 
-from lab.base.errors import UsageError
-from lab.base.layout import CHECKOUT
-from lab.verbs import check
-from lab.verbs.check import Counts, Step
+from lab.base.deadline import Deadline
+from lab.live import amend, check
+from lab.live.truth.model import Migration
+from lab.vm.monitor import Monitor, monitor
 
-REPORT = """<testsuites><testsuite>
-<testcase name="a"/><testcase name="b"><failure/></testcase>
-<testcase name="c"><skipped/></testcase><testcase name="d"><error/></testcase>
-</testsuite></testsuites>"""
-
-
-def test_an_xunit_report_is_counted(tmp_path: Path) -> None:
-    report = tmp_path / "report.xml"
-    report.write_text(REPORT)
-    counts = Counts()
-    counts.add(report)
-    assert (counts.passed, counts.failed, counts.skipped) == (1, 2, 1)
+LIMITS = {"bps": 1000, "bps_rd": 0, "bps_wr": 0, "iops": 0, "iops_rd": 0, "iops_wr": 0}
+NONE = dict.fromkeys(LIMITS, 0)
 
 
-@pytest.mark.parametrize("text", [None, "<testsuites>"])
-def test_a_report_that_is_not_there_or_torn_is_a_failure(tmp_path: Path, text: str | None) -> None:
-    report = tmp_path / "report.xml"
-    if text is not None:
-        report.write_text(text)
-    counts = Counts()
-    counts.add(report)
-    assert (counts.passed, counts.failed) == (0, 1)
+def asked(sockets: Path, answers: dict[str, Any], what: Any) -> list[tuple[str, dict[str, Any]]]:
+    """Return the commands that change something."""
+
+    def answer(command: str, _arguments: dict[str, Any]) -> dict[str, Any]:
+        if command == "migrate-set-parameters" and "refused" in _arguments:
+            return {"error": {"class": "GenericError", "desc": "no"}}
+        return {"return": answers.get(command, {})}
+
+    path = sockets / "qmp"
+    with fake_qemu(path, answer) as fake:
+        deadline = Deadline.after(10, "it answers")
+        with monitor("fake", path, deadline, lambda: None, lambda _text: None) as qmp:
+            what(qmp)
+        return [one for one in fake.commands if not one[0].startswith(("query", "qmp_"))]
 
 
-def checked(monkeypatch: pytest.MonkeyPatch, known: tuple[Step, ...], **options: object) -> int:
-    monkeypatch.setattr(check, "STEPS", known)
-    return check.run(argparse.Namespace(**{"steps": [], "quick": False, "all": False, **options}))
+def test_limits_are_set_where_they_are_others(sockets: Path) -> None:
+    old = truth(block=block(drives={
+        "d0": drive(disk_node(), limits={**LIMITS, "group": "d0"}), "d1": drive(disk_node()),
+        "/machine/x": drive(disk_node(), limits={**LIMITS, "group": ""}),
+    }))  # fmt: skip
+    there = [
+        {"device": "d0", "inserted": NONE}, {"device": "d1", "inserted": LIMITS},
+        {"device": "", "qdev": "/machine/x", "inserted": NONE},
+    ]  # fmt: skip
+    found = asked(sockets, {"query-block": there}, lambda qmp: amend.amend(old, qmp))
+    assert found == [
+        ("block_set_io_throttle", {"device": "d0", **LIMITS, "group": "d0"}),
+        ("block_set_io_throttle", {"device": "d1", **NONE}),
+        ("block_set_io_throttle", {"id": "/machine/x", **LIMITS}),
+    ]
 
 
-def test_all_steps_run_whatever_fails(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    mark = tmp_path / "mark"
-    steps = (Step("bad", ("false",)), Step("good", ("touch", str(mark))))
-    assert checked(monkeypatch, steps) == 1
-    assert mark.exists()
-    assert capsys.readouterr().out == "1 passed, 1 failed, 0 skipped\n"
-
-
-def test_a_step_without_its_report_fails(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """A runner that exits with 0 and has run nothing must not read as a pass."""
-    assert checked(monkeypatch, (Step("empty", ("true",), xunit="--xunit"),)) == 1
-    assert capsys.readouterr().out == "0 passed, 1 failed, 0 skipped\n"
-
-
-def test_quick_leaves_out_what_needs_a_qemu(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    steps = (Step("fast", ("true",)), Step("slow", ("false",), slow=True))
-    assert checked(monkeypatch, steps, quick=True) == 0
-    assert capsys.readouterr().out == "1 passed, 0 failed, 0 skipped\n"
-
-
-def test_what_takes_longest_is_run_when_all_is_asked_for(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    mark = tmp_path / "mark"
-    script = 'echo "$@" >"$0"'
-    step = Step("avocado", ("sh", "-c", script, str(mark), "all"), shorter=("but", "some"))
-    assert checked(monkeypatch, (step,)) == 0
-    assert mark.read_text() == "all but some\n"
-    assert checked(monkeypatch, (step,), all=True) == 0
-    assert mark.read_text() == "all\n"
-
-
-def listed(tags: str) -> set[str]:
-    argv = [sys.executable, "-m", "avocado", "list", f"-t={tags}", "tests/avocado"]
-    done = subprocess.run(argv, cwd=CHECKOUT, capture_output=True, text=True, check=True)
-    return {line.split()[1] for line in done.stdout.splitlines() if ":" in line}
-
-
-def test_every_real_upgrade_is_one_of_meson_s_suites_and_checks() -> None:
-    """A test with another tag, or none, would be run by --all only, or by no suite."""
-    (step,) = (step for step in check.STEPS if step.shorter)
-    (word,) = step.shorter
-    default = listed(word.partition("=")[2])
-    text = (CHECKOUT / "meson.build").read_text()
-    found = re.search(r"^  tags = \{(.*)\}$", text, re.MULTILINE)
-    assert found
-    filters = dict(re.findall(r"'(\w+)': '([\w,-]+)'", found[1]))
-    quick, medium, thorough = (listed(filters[tag]) for tag in ("quick", "medium", "thorough"))
-    assert quick | medium == default
-    assert not quick & medium
-    assert thorough
-    every = (CHECKOUT / "tests" / "avocado").glob("test_*.py")
-    count = sum(
-        len(re.findall(r"^    def test\w*\(", one.read_text(), re.MULTILINE)) for one in every
+def test_migration_is_set_as_it_was(sockets: Path) -> None:
+    answers = {
+        "query-migrate-capabilities": [
+            {"capability": "multifd", "state": True}, {"capability": "events", "state": False},
+            {"capability": "newer", "state": True},
+        ],
+        "query-migrate-parameters": {"max-bandwidth": 2**40, "same": 1, "refused": 1, "newer": 1},
+    }  # fmt: skip
+    wanted = Migration(
+        capabilities={"multifd": False, "events": False, "older": True},
+        parameters={"max-bandwidth": 7, "same": 1, "refused": 2, "older": 1},
     )
-    assert len(default) + len(thorough) == count
+    refused: list[str] = []
 
+    def restore(qmp: Monitor) -> None:
+        refused.extend(check.restore(qmp, wanted))
 
-def test_an_unknown_step_lists_the_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UsageError) as caught:
-        checked(monkeypatch, (Step("unit", ("true",)),), steps=["unti"])
-    assert "unit" in caught.value.hint
+    assert asked(sockets, answers, restore) == [
+        ("migrate-set-capabilities", {"capabilities": [{"capability": "multifd", "state": False}]}),
+        ("migrate-set-parameters", {"max-bandwidth": 7}),
+        ("migrate-set-parameters", {"refused": 2}),
+    ]
+    assert refused == ["fake: migrate-set-parameters: no"]

@@ -17,13 +17,16 @@ from typing import Any
 
 import pytest
 from fakes import fake_qemu
+from made_truth import block, truth
 
 from lab import mechanisms
 from lab.base import number
 from lab.base.errors import PreconditionError, UsageError
+from lab.host import facts
 from lab.live import look, outside, preflight
 from lab.live.look import Backend, Running
 from lab.live.successor import Passed
+from lab.live.truth.model import Device, Listener
 from lab.source.series import STOCK
 from lab.verbs import bisect
 from lab.vm import binary
@@ -328,3 +331,49 @@ def test_a_configuration_file_is_read(tmp_path: Path) -> None:
     assert argv[-2:] == ("-m", "1G")
     unreadable = ("qemu", "-readconfig", str(tmp_path / "none"))
     assert look.configured(os.getpid(), unreadable) == unreadable
+
+
+def test_a_script_is_no_program_for_flip(tmp_path: Path) -> None:
+    script = tmp_path / "wrapper"
+    script.write_text('#!/bin/sh\nexec qemu "$@"\n', encoding="utf-8")
+    new = dataclasses.replace(NEW, path=script)
+    told = preflight.examine(qemu(), new, preflight.successor(qemu(), new))
+    able = {way.mechanism for way in told.ways if way.possible}
+    assert "precopy" in able
+    assert not able & {"flip", "flip-late"}
+    assert "is a script" in told.ways[0].reasons[0]
+
+
+def test_sockets_are_asked_for_and_not_only_read(tmp_path: Path) -> None:
+    """What listens that no option names is refused; a relative name is from where it started."""
+    argv = ("-qmp", "unix:q,server,nowait")
+    named = [Listener(kind="unix", address="q"), Listener(kind="unix", address="/home/q")]
+    found = dataclasses.replace(qemu(*argv), truth=truth(listeners=named[:1]), cwd=Path("/home"))
+    assert preflight.successor(found, NEW).refusals == []
+    for more in (Listener(kind="unix", address="/run/nbd"), Listener(kind="tcp", address="*:1")):
+        found = dataclasses.replace(found, truth=truth(listeners=[*named, more]))
+        (said,) = preflight.successor(found, NEW).refusals
+        assert said.startswith(f"it listens on {more.kind} {more.address}")
+    daemon = dataclasses.replace(
+        qemu("-daemonize"), truth=truth(listeners=named[:1], block=block(drives={})), cwd=Path("/")
+    )
+    assert (
+        "q is relative, and a daemon's directory" in preflight.successor(daemon, NEW).refusals[-1]
+    )
+
+
+def test_a_log_is_not_emptied(tmp_path: Path) -> None:
+    found = dataclasses.replace(qemu("-D", "q.log"), cwd=tmp_path)
+    assert preflight.successor(found, NEW).refusals == []
+    (tmp_path / "q.log").touch()
+    assert preflight.successor(found, NEW).refusals == []
+    (tmp_path / "q.log").write_text("something", encoding="utf-8")
+    assert "would empty it" in preflight.successor(found, NEW).refusals[0]
+
+
+def test_memory_in_a_private_file(tmp_path: Path) -> None:
+    memory = {"mem-path": str(tmp_path), "share": False}
+    objects = {"pc.ram": Device(type="memory-backend-file", properties=memory)}
+    found = dataclasses.replace(qemu(), truth=truth(objects=objects, listeners=[]))
+    assert possible(found) == {"postcopy", "precopy", "multifd", "stop-copy"}
+    assert facts.filesystem(Path("/proc/self")) == "proc"

@@ -81,7 +81,8 @@ def _bitmap(told: Mapping[str, Any]) -> Bitmap:
     )
 
 
-def _limits(told: Mapping[str, Any]) -> dict[str, Any]:
+def limits(told: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the throttling of what query-block calls ``inserted``; empty without any."""
     found = {key: value for key, value in told.items() if key.startswith(_LIMITS)}
     if not any(found.values()):
         return {}
@@ -118,5 +119,5 @@ def _drive(told: Mapping[str, Any], graph: Graph) -> Drive:
     return Drive(
         medium=graph.node(inserted["node-name"]) if inserted else None,
         tray_open=told.get("tray_open"),
-        limits=_limits(inserted or {}),
+        limits=limits(inserted or {}),
     )
