@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from lab.base.layout import locked, socket_directory
 from lab.base.process import GIT_LOCAL
@@ -18,6 +19,10 @@ from lab.guest.images import compile_agent
 # Called by a git hook or `git rebase --exec`, the tests' own git must not write to that repository.
 for _name in GIT_LOCAL:
     os.environ.pop(_name, None)
+
+# A busy host is no test's business: how long an example takes is not looked at.
+settings.register_profile("pageflip", deadline=None)
+settings.load_profile("pageflip")
 
 
 @pytest.fixture(scope="session")

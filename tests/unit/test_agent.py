@@ -346,7 +346,7 @@ def test_line_length_is_bounded(agent: Agent) -> None:
     agent.ok("ping")
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=200, suppress_health_check=list(HealthCheck))
 @given(st.lists(st.binary(max_size=64).map(lambda line: line.replace(b"\n", b"")), max_size=8))
 def test_agent_survives_any_bytes(shared_agent: Agent, lines: list[bytes]) -> None:
     for line in lines:
@@ -363,7 +363,7 @@ _JSON = st.recursive(
 )
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=200, suppress_health_check=list(HealthCheck))
 @given(
     st.sampled_from(["ping", "dirty", "pace", "verify", "status", "corrupt", "reset_clock"]),
     st.dictionaries(st.sampled_from(["bytes", "rate", "page", "mode", "verify_rate"]), _JSON),

@@ -8,7 +8,7 @@ import statistics
 from collections import Counter
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lab.results.statistics import (
@@ -54,7 +54,6 @@ def test_ties() -> None:
     assert (found.minimum, found.maximum) == (1.0, 9.0)
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=6))
 def test_counting_the_resamples_is_drawing_them_all(values: list[int]) -> None:
     drawn = Counter(
@@ -67,7 +66,6 @@ def test_counting_the_resamples_is_drawing_them_all(values: list[int]) -> None:
     assert +counted == drawn
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(0, 1e6), min_size=2, max_size=30))
 def test_the_interval_holds_the_median_and_is_within_the_range(values: list[float]) -> None:
     low, high = interval(values)
@@ -108,7 +106,6 @@ def test_what_cannot_be_compared() -> None:
     assert (once.ratio, once.low, once.shown) == (3.0, None, False)
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.integers(1, 9), min_size=2, max_size=3),
     st.lists(st.integers(1, 9), min_size=2, max_size=3),

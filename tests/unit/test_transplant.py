@@ -12,7 +12,7 @@ from pathlib import Path
 
 import needs
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lab.transplant import channel, helper
@@ -220,7 +220,6 @@ def test_what_is_unknown_is_refused(pure: ctypes.CDLL, head: bytes, words: str) 
     assert words in found
 
 
-@settings(deadline=None)  # a busy host is no test's business
 @given(data=st.data())
 def test_no_header_is_read_beyond_its_end(pure: ctypes.CDLL, data: st.DataObject) -> None:
     head = bytearray(elf(CODE, DATA))

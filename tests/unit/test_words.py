@@ -8,7 +8,7 @@ from typing import Any
 
 import made_bench
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from test_screen import result
 
@@ -241,7 +241,6 @@ PAUSES = st.floats(1.0, 5000.0)
 ROUNDS = st.lists(st.one_of(st.none(), PAUSES), min_size=2, max_size=8)
 
 
-@settings(deadline=None)
 @given(mine=ROUNDS, theirs=ROUNDS, noise=st.floats(0.0, 100.0))
 def test_no_sentence_claims_more_than_the_interval(
     mine: list[float | None], theirs: list[float | None], noise: float
@@ -264,7 +263,6 @@ def test_no_sentence_claims_more_than_the_interval(
     check_form(told)
 
 
-@settings(deadline=None)
 @given(
     st.dictionaries(
         st.sampled_from(["flip", "gift@10.2+tests/series/slow", "copy", "postcopy", "precopy"]),
