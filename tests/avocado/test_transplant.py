@@ -59,7 +59,7 @@ class Transplant(Upgrading, avocado.Test):
 
     def test_stock_to_stock(self) -> None:
         """Neither has the series."""
-        result = self.passes("transplant", _RATIO, old="stock:10.0", new="stock:10.2")
+        result = self.passes("transplant", _RATIO, old="stock:old", new="stock:new")
         self.assertEqual(result.integrity.heartbeats_lost, 0)
         self.assertGreater(self.moved(result, "flipped_bytes"), 0)
         self.assertGreater(self.moved(result, "copied_bytes"), 0)
@@ -67,21 +67,21 @@ class Transplant(Upgrading, avocado.Test):
 
     def test_stock_to_ours(self) -> None:
         """The first step of everybody who has guests today; every byte is compared."""
-        self.passes("transplant", 2.3, old="stock:10.0", new="10.2", verify=True, dirty_rate="10M")
+        self.passes("transplant", 2.3, old="stock:old", new="new", verify=True, dirty_rate="10M")
 
     def test_more_than_one_processor(self) -> None:
         """Two of them, and huge pages stay what they are."""
-        result = self.passes("transplant", _RATIO, old="stock:10.0", new="stock:10.2", cpus=2)
+        result = self.passes("transplant", _RATIO, old="stock:old", new="stock:new", cpus=2)
         before, after = result.memory.old_huge_bytes, result.memory.new_huge_bytes
         self.assertGreaterEqual(after, before * 3 // 4)
 
     def test_auto_takes_it(self) -> None:
         """For a pair without the series it is the best that can go back."""
-        result = self.upgrade("auto", 2.3, old="stock:10.0", new="stock:10.2")
+        result = self.upgrade("auto", 2.3, old="stock:old", new="stock:new")
         chosen = mechanisms.named(result.mechanism)
         self.assertTrue(chosen.rolls_back)
         if not mechanisms.named("transplant").missing(
-            *(binary.binary_of(Layout.default(), name) for name in ("stock:10.0", "stock:10.2"))
+            *(binary.binary_of(Layout.default(), name) for name in ("stock:old", "stock:new"))
         ):
             self.assertEqual(result.mechanism, "transplant")
 
@@ -179,7 +179,7 @@ class Faults(Upgrading, avocado.Test):
 
     def upgraded(self, interfere: Callable[[Vm, Vm], None] | None = None) -> Result:
         """Upgrade a stock guest."""
-        return self.upgrade("transplant", 2.3, interfere, old="stock:10.0", new="stock:10.2")
+        return self.upgrade("transplant", 2.3, interfere, old="stock:old", new="stock:new")
 
     def rolled_back(self, interfere: Callable[[Vm, Vm], None] | None, words: str) -> None:
         """Upgrade, and assert that the guest goes on under the old QEMU as if nothing had been."""
@@ -224,7 +224,7 @@ class Foreign(ByHand, avocado.Test):
 
     def test_stock(self) -> None:
         """By its process id, and management finds it where it was."""
-        self.prepare("stock:10.0", "stock:10.2")
+        self.prepare("stock:old", "stock:new")
         self.taken()
 
     def test_sandboxed(self) -> None:
@@ -235,7 +235,7 @@ class Foreign(ByHand, avocado.Test):
 
     def test_rehearsed(self) -> None:
         """The new QEMU loads the guest, which then goes on where it was."""
-        self.prepare("stock:10.0", "stock:10.2")
+        self.prepare("stock:old", "stock:new")
         with self.by_hand(rate=2**20) as one:
             (moved,) = self.move(one, rehearse=True)
             self.assertEqual((moved.outcome, moved.failure), (Outcome.REHEARSED, ""))
@@ -243,7 +243,7 @@ class Foreign(ByHand, avocado.Test):
 
     def test_refused(self) -> None:
         """A device whose state is not saved, which QEMU itself does not say of it."""
-        self.prepare("stock:10.0", "stock:10.2")
+        self.prepare("stock:old", "stock:new")
         disk = ("-drive", "if=none,id=d,driver=null-co", "-device", "nvme,drive=d,serial=1")
         with self.by_hand(*disk) as one:
             with self.assertRaises(PreconditionError) as refused:
@@ -253,7 +253,7 @@ class Foreign(ByHand, avocado.Test):
 
     def test_tracers_killed(self) -> None:
         """Whenever the helper is killed: the guest runs, its memory is private, nobody is left."""
-        self.prepare("stock:10.0", "stock:10.2")
+        self.prepare("stock:old", "stock:new")
         self.kill_tracers()
 
     def test_tracers_of_a_sandboxed_one_killed(self) -> None:

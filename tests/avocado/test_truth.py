@@ -51,8 +51,8 @@ class Generated(avocado.Test):
     def setUp(self) -> None:
         """Build what is needed."""
         self.layout = Layout.default().into(Path(self.outputdir))
-        self.old = binary.binary_of(self.layout, self.params.get("old", default="10.0"))
-        self.new = binary.binary_of(self.layout, self.params.get("new", default="10.2"))
+        self.old = binary.binary_of(self.layout, self.params.get("old", default="old"))
+        self.new = binary.binary_of(self.layout, self.params.get("new", default="new"))
         if mechanisms.Flip().missing(self.old, self.new):
             self.cancel("one of both QEMUs is without the series")
         self.firmware = firmware.prepare(self.layout)
