@@ -48,6 +48,16 @@ def _end_new(_old: Vm, new: Vm) -> None:
     os.kill(new.pid, signal.SIGKILL)
 
 
+def _helper(layout: Layout) -> int:
+    """Return the process of the lab's helper."""
+    program = helper.compiled(layout)
+    for child in process.children(os.getpid()):
+        with suppress(OSError):
+            if Path(f"/proc/{child}/exe").readlink() == program:
+                return child
+    raise AssertionError("there is no helper")
+
+
 class Transplant(Upgrading, avocado.Test):
     """Stock QEMUs; the guest is whole, and the old one's if the new one is no good.
 
@@ -145,12 +155,7 @@ class Faults(Upgrading, avocado.Test):
 
     def kill_helper(self, _old: Vm, _new: Vm) -> None:
         """Kill the lab's helper, as if the host were short of memory."""
-        for child in process.children(os.getpid()):
-            with suppress(OSError):
-                if "/transplant/" in str(Path(f"/proc/{child}/exe").readlink()):
-                    os.kill(child, signal.SIGKILL)
-                    return
-        self.fail("there is no helper")
+        os.kill(_helper(Layout.default()), signal.SIGKILL)
 
     @contextmanager
     def before(
@@ -318,11 +323,7 @@ class Foreign(ByHand, avocado.Test):
         words = [*one.vm.machine.argv(), "-S", "-incoming", "defer"]
         with helper.started(self.layout, log) as first:
             first.examine(one.vm.pid, ram)
-            victim = next(
-                child
-                for child in process.children(os.getpid())
-                if "/transplant/" in str(Path(f"/proc/{child}/exe").readlink())
-            )
+            victim = _helper(self.layout)
 
             def kill() -> None:
                 traced = Path(f"/proc/{one.vm.pid}/status")
