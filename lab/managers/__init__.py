@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from lab.managers.base import Guest, Manager
+from lab.managers.base import Manager
+from lab.managers.journal import Guest
 from lab.managers.libvirt import Libvirt
 
 __all__ = ["Guest", "Manager", "named"]

@@ -14,22 +14,8 @@ from lab.base.errors import CannotTellError
 from lab.host import facts
 from lab.live import look
 from lab.live.truth.ask import Talks
+from lab.managers.journal import Guest
 from lab.managers.threads import Threads
-
-
-@dataclass(frozen=True)
-class Guest:
-    """A guest as its manager knows it, before anything is done."""
-
-    name: str
-    #: What has to be the same afterwards, in the manager's words.
-    identity: str
-    pid: int
-    monitor: Path
-    #: The program that its manager would start for it.
-    emulator: Path
-    #: Files that its manager opened for this process.
-    own: tuple[Path, ...] = ()
 
 
 class Manager(abc.ABC):
@@ -55,6 +41,10 @@ class Manager(abc.ABC):
         """
 
     @abc.abstractmethod
+    def settled(self, guest: Guest) -> bool:
+        """Whether the manager knows the process that a guest is in, or knows no such guest."""
+
+    @abc.abstractmethod
     def adopt(self, guest: Guest, new: NewQemu) -> None:
         """Let the manager know the process that the guest has now; while it is quiesced."""
 
@@ -75,22 +65,28 @@ class NewQemu:
 
 
 def new_qemu(guest: Guest) -> NewQemu | None:
-    """Return the QEMU that a guest is in by now; None while it is where it was.
+    """Return the QEMU that a guest is in by now; None while it is where it was, or nowhere.
 
     Found by the monitor's socket, on which both listen until the old one ends.  Raises
-    CannotTellError when it is not one process that runs the guest.
+    CannotTellError when it is not one process.
     """
-    if Path(f"/proc/{guest.pid}/exe").exists():  # a zombie has none (proc_pid_exe(5))
-        return None
-    found = listeners(guest.monitor)
-    if len(found) != 1:
-        raise CannotTellError(
-            f"{guest.name}: process {guest.pid} has ended, and of {len(found)} processes that "
-            f"listen at {guest.monitor} it cannot be told which one has the guest",
-            hint="query-status of each says whether it runs",
-        )
-    with look.connected(found[0], guest.monitor) as qmp:
-        return told(found[0], qmp)
+    if ends(guest.pid):
+        found = listeners(guest.monitor)
+        if len(found) > 1:
+            raise CannotTellError(
+                f"{guest.name}: process {guest.pid} has ended, and of the processes "
+                f"{', '.join(map(str, found))} it cannot be told which one has the guest",
+                hint=f"all of them listen at {guest.monitor}; query-status says who runs it",
+            )
+        for pid in found:
+            with look.connected(pid, guest.monitor) as qmp:
+                return told(pid, qmp)
+    return None
+
+
+def ends(pid: int) -> bool:
+    """Whether a process has ended; a zombie has (proc_pid_exe(5))."""
+    return not Path(f"/proc/{pid}/exe").exists()
 
 
 def told(pid: int, qmp: Talks) -> NewQemu:

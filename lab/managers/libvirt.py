@@ -15,11 +15,14 @@ from lab.base import process
 from lab.base.deadline import Deadline, DeadlineError
 from lab.base.errors import CannotTellError, PreconditionError, UsageError
 from lab.base.files import write_whole
+from lab.base.identity import Who
 from lab.base.progress import note
 from lab.live import look
+from lab.live.journal import now
 from lab.managers import daemon
-from lab.managers.base import Guest, Manager, NewQemu
+from lab.managers.base import Manager, NewQemu, ends
 from lab.managers.daemon import Daemon
+from lab.managers.journal import Before, Errand, Guest, check_finished
 from lab.managers.status import DomainStatus
 from lab.managers.threads import Places, Threads
 from lab.vm.monitor import MonitorError, QmpError
@@ -40,7 +43,8 @@ class Libvirt(Manager):
             self.uri = "qemu:///system" if os.geteuid() == 0 else "qemu:///session"
         self._session = _is_session(self.uri)
         self._state = _runtime() / "qemu/run" if self._session else Path("/run/libvirt/qemu")
-        self._places: dict[str, tuple[Threads, Places]] = {}
+        self._lock = self._state / "driver.pid"
+        self._before: dict[str, Before] = {}
 
     def _virsh(self, *words: str, check: bool = True) -> str:
         """Run a command of virsh's and return what it printed; raise CommandError."""
@@ -68,6 +72,7 @@ class Libvirt(Manager):
 
     def find(self, names: Sequence[str]) -> list[Guest]:
         """Return running domains, each by its name, UUID or number."""
+        check_finished(self.uri)
         self._virsh("version")
         found: list[Guest] = []
         for name in names:
@@ -108,20 +113,47 @@ class Libvirt(Manager):
     @contextmanager
     def quiesced(self, guests: Sequence[Guest]) -> Iterator[None]:
         """Stop libvirt's daemon for QEMU, and let nobody start it."""
-        file = self._state / "driver.pid"
-        pid = daemon.serving(file)
+        pid = daemon.serving(self._lock)
         if not pid:
             raise PreconditionError(
-                f"no daemon of libvirt's holds {file}", hint=f"virsh --connect {self.uri} list"
+                f"no daemon of libvirt's holds {self._lock}",
+                hint=f"virsh --connect {self.uri} list",
             )
-        found = Daemon.of(pid, by_itself=self._session)
+        errand = Errand(
+            began=now(),
+            lab=Who.of(os.getpid()),
+            connection=self.uri,
+            daemon=Daemon.of(pid, by_itself=self._session),
+            guests=tuple(guests),
+        )
         self._check_idle(guests)
+        check_finished(self.uri)
+        errand.write()
         try:
-            found.stop()
-            with daemon.locked_out(file):
+            with self._away(errand.daemon, stop=True):
                 self._check_idle(guests)
-                for guest in guests:
-                    self._remember(guest)
+                self._before = {one.name: self._remember(one) for one in guests}
+                errand.model_copy(update={"before": self._before}).write()
+                yield
+        finally:
+            if all(map(self.settled, guests)) and daemon.serving(self._lock):
+                errand.finish()
+
+    @contextmanager
+    def resumed(self, errand: Errand) -> Iterator[None]:
+        """Keep libvirt's daemon away once more, where a lab was killed that did."""
+        pid = daemon.serving(self._lock)
+        found = Daemon.of(pid, by_itself=self._session) if pid else errand.daemon
+        self._before = dict(errand.before)
+        with self._away(found, stop=bool(pid)):
+            yield
+
+    @contextmanager
+    def _away(self, found: Daemon, *, stop: bool) -> Iterator[None]:
+        try:
+            if stop:
+                found.stop()
+            with daemon.locked_out(self._lock):
                 yield
         finally:
             self._back(found)
@@ -137,14 +169,25 @@ class Libvirt(Manager):
             if self._guest(guest.name) != guest:
                 raise PreconditionError(f"domain {guest.name} was started anew meanwhile")
 
-    def _remember(self, guest: Guest) -> None:
+    def _remember(self, guest: Guest) -> Before:
+        """Ask a domain's QEMU for its threads; raise PreconditionError when it has block jobs."""
         with look.connected(guest.pid, guest.monitor) as qmp:
             if jobs := [one["id"] for one in qmp.execute("query-jobs")]:
                 raise PreconditionError(
                     f"domain {guest.name} cannot be upgraded: a block job is going on: {jobs}"
                 )
             threads = Threads.of(guest.pid, qmp)
-            self._places[guest.name] = threads, Places.of(threads)
+        index = {thread: number for number, thread in threads.processors.items()}
+        known = self._status(guest.name).processors
+        return Before(
+            threads=threads,
+            places=Places.of(threads),
+            processors={number: index[thread] for number, thread in known.items()},
+        )
+
+    def settled(self, guest: Guest) -> bool:
+        """Whether the status XML has a process that is there; it has gone with the domain."""
+        return not self._status_file(guest.name).exists() or not ends(self._status(guest.name).pid)
 
     def _back(self, found: Daemon) -> None:
         """Start the daemon again, and wait for its answer."""
@@ -161,13 +204,17 @@ class Libvirt(Manager):
 
     def adopt(self, guest: Guest, new: NewQemu) -> None:
         """Write the new process into the status XML and the pid file, and place its threads."""
-        threads, places = self._places[guest.name]
-        places.put(new.threads)
-        index = {thread: number for number, thread in threads.processors.items()}
+        before = self._before.get(guest.name)
+        if before is None:
+            raise CannotTellError(
+                f"domain {guest.name} runs in process {new.pid}, and it was not written down which "
+                "of its threads were which",
+                hint=f"virsh --connect {self.uri} destroy {guest.name}, and kill that process",
+            )
+        before.places.put(new.threads)
         status = self._status(guest.name)
         processors = {
-            number: new.threads.processors[index[thread]]
-            for number, thread in status.processors.items()
+            number: new.threads.processors[index] for number, index in before.processors.items()
         }
         status.adopt(new.pid, new.program, processors, new.terminals)
         _rewrite(self._status_file(guest.name), status.text())

@@ -20,7 +20,8 @@ from lab.live.look import Running
 from lab.live.move import Mover, Plan
 from lab.live.moved import Moved
 from lab.live.truth.ask import Talks
-from lab.managers.base import Guest, Manager, new_qemu
+from lab.managers.base import Manager, new_qemu
+from lab.managers.journal import Guest
 from lab.mechanisms import Asked
 from lab.model import Outcome
 from lab.vm.binary import Binary
@@ -91,7 +92,7 @@ def adopt(manager: Manager, guests: Sequence[Guest]) -> dict[str, int]:
     errors: list[LabError] = []
     for guest in guests:
         try:
-            new = new_qemu(guest)
+            new = None if manager.settled(guest) else new_qemu(guest)
             if new:
                 manager.adopt(guest, new)
                 found[guest.name] = new.pid

@@ -14,6 +14,9 @@ from lab.base.record import as_json_list
 from lab.live import journal, recover
 from lab.live.journal import Entry
 from lab.live.recover import Recovered
+from lab.managers import journal as errands
+from lab.managers import recover as managed
+from lab.managers.journal import Errand
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,6 +35,7 @@ def run(given: argparse.Namespace) -> int:
     found = journal.left()
     chosen = _chosen(given.pid, found.entries)
     failed: list[CannotTellError] = list(found.damaged) if given.pid == "all" else []
+    managers = errands.left() if given.pid == "all" else []
     done = []
     for entry in chosen:
         try:
@@ -39,10 +43,12 @@ def run(given: argparse.Namespace) -> int:
             tell(done[-1])
         except CannotTellError as error:
             failed.append(error)
+    if given.pid == "all":
+        failed += _managers(managers)
     for one in failed:
         note(f"{one.message}; what to do: {one.hint}")
     journal.sweep()
-    if not chosen and not failed:
+    if not chosen and not failed and not managers:
         note("no live upgrade has been left half done")
     if given.json:
         sys.stdout.write(as_json_list(done))
@@ -51,6 +57,17 @@ def run(given: argparse.Namespace) -> int:
     return (
         ExitCode.PASS if not failed and all(one.answers for one in done) else (ExitCode.CANNOT_TELL)
     )
+
+
+def _managers(left: Sequence[Errand]) -> list[CannotTellError]:
+    """Give managers back that a lab kept away, now that it is known who runs each guest."""
+    failed = []
+    for errand in left:
+        try:
+            managed.recover(errand)
+        except CannotTellError as error:
+            failed.append(error)
+    return failed
 
 
 def _chosen(named: str, entries: Sequence[Entry]) -> list[Entry]:

@@ -8,15 +8,17 @@ import os
 import re
 import select
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from bed import BRIDGE, Bed, bed
 
+from lab.base import process
 from lab.base.deadline import Deadline
 from lab.base.layout import CHECKOUT, Layout, socket_directory
 from lab.guest.images import GuestImage
@@ -25,6 +27,12 @@ from lab.vm.agent import Control, Heart, agent_lines
 from lab.workloads.netns import PREFIX
 from lab.workloads.traffic import Seen, Traffic
 
+_LAB = (
+    f"PYTHONPATH={CHECKOUT}",
+    "PYTHONDONTWRITEBYTECODE=1",
+    "COLUMNS=200",
+    *(sys.executable, "-P", "-m", "lab"),
+)
 PACKAGES = ("libvirt-daemon-system", "libvirt-clients")
 EMULATOR = Path("/usr/bin/qemu-system-x86_64")
 _SHARE = Path("/usr/share/qemu")
@@ -79,6 +87,9 @@ class Lines:
     control: Control
     heart: Heart
 
+    def __post_init__(self) -> None:
+        self._all = [(self.control, self.heart)]
+
     @classmethod
     @contextmanager
     def of(cls, directory: Path) -> Iterator[Lines]:
@@ -87,11 +98,21 @@ class Lines:
             made = cls(directory, stack, *_listen(directory, stack))
             yield made
 
+    def find(self) -> None:
+        """Take the lines of the QEMU that has the guest."""
+        before = [len(heart.beats) for _, heart in self._all]
+        for _ in Deadline.after(_BEATS_S, "the guest's heart beats").poll(0.1):
+            for (control, heart), count in zip(self._all, before, strict=True):
+                if len(heart.beats) > count:
+                    self.control, self.heart = control, heart
+                    return
+
     def renew(self) -> None:
         """Listen for the next QEMU; who is connected stays it."""
         for name in ("control", "heartbeat"):
             (self.directory / name).unlink()
         self.control, self.heart = _listen(self.directory, self.stack)
+        self._all.append((self.control, self.heart))
 
 
 def _listen(directory: Path, stack: ExitStack) -> tuple[Control, Heart]:
@@ -130,16 +151,34 @@ class LibvirtHost:
         """The user's runtime directory."""
         return f"/run/user/{self.user}" if self.user else ""
 
-    def pageflip(self, verb: str, *words: str, seconds: float = 240.0) -> tuple[int, str]:
+    def pageflip(self, *words: str, seconds: float = 240.0) -> tuple[int, str]:
         """Run the lab in there; return its exit code and what it printed."""
-        lab = [f"PYTHONPATH={CHECKOUT}", "PYTHONDONTWRITEBYTECODE=1", "COLUMNS=200"]
-        argv = [*lab, sys.executable, "-P", "-m", "lab", verb, *words, "--connect", self.uri]
-        done = self._as_user(*argv, check=False, seconds=seconds)
+        done = self._as_user(*_LAB, *words, check=False, seconds=seconds)
         return done.returncode, done.stdout
+
+    def killed_after(self, seconds: float, *words: str) -> None:
+        """Run the lab in there, and kill it some time after its first step."""
+        steps = self.bed.path("/run/pageflip/live")
+        argv = self.bed.argv(["env", f"HOME={self.home}", *_LAB, *words], self.user)
+        with process.spawned(argv, log=self.out / "killed.log") as running:
+            self.until(
+                lambda: running.poll() is not None or any(steps.glob("*/managers/*.json")),
+                "the lab begins",
+            )
+            with suppress(subprocess.TimeoutExpired):
+                running.wait(seconds)
+            for pid, told in self.bed.processes(Path(sys.executable).name).items():
+                if words[0] in told:
+                    self.bed.kill(pid, signal.SIGKILL)
 
     def upgrade(self, *names: str, more: tuple[str, ...] = ()) -> tuple[int, str]:
         """Upgrade domains to what is installed."""
-        return self.pageflip("upgrade", "--domain", *names, "--out", str(self.out), *more)
+        return self.pageflip(*self.upgrading(*names), *more)
+
+    def upgrading(self, *names: str) -> tuple[str, ...]:
+        """Return the command line that upgrades domains."""
+        where = ("--connect", self.uri, "--out", str(self.out))
+        return ("upgrade", "--domain", *names, *where)
 
     def install(self, qemu: Path) -> None:
         """Install a QEMU over the one that is there, as a package does."""
@@ -170,7 +209,7 @@ class LibvirtHost:
     @staticmethod
     def until(done: Callable[[], bool], what: str) -> None:
         """Wait until something is so."""
-        for _ in Deadline.after(60, what).poll(0.1):
+        for _ in Deadline.after(60, what).poll(0.01):
             if done():
                 return
 

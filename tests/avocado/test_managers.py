@@ -5,6 +5,7 @@ Parameters (avocado -p): old (10.0), new (10.2).
 """
 
 import json
+import random
 import signal
 import threading
 import time
@@ -23,6 +24,8 @@ from lab.measure import integrity
 from lab.pair import build, firmware
 from lab.workloads.netns import GUEST
 
+#: So long after its first step libvirt is back, or nearly (s).
+_AWAY_S = 8.0
 #: A busy machine's new QEMU may be too slow for the pause that QEMU allows by itself.
 _TRIES = 3
 
@@ -118,7 +121,9 @@ class Managers(avocado.Test):
         """Whatever the new QEMU does, libvirt goes on with the old one, which lacks nothing."""
         with self.host() as (host, sockets), host.domain("g1", sockets / "g1") as lines:
             host.install(self.new.qemu)
-            self.assertEqual(host.pageflip("preflight", "--domain", "g1")[0], 0)
+            self.assertEqual(
+                host.pageflip("preflight", "--domain", "g1", "--connect", host.uri)[0], 0
+            )
             host.restart_daemon()
             before, was = host.status("g1"), host.pid("g1")
             for kind, fails in (("ends", self.without_firmware), ("is killed", self.killed)):
@@ -187,6 +192,29 @@ class Managers(avocado.Test):
             self.assertIn(f"{host.state}/driver.pid", "".join(said))
             host.restart_daemon()
             self.assertEqual(host.version("g1"), self.new.version)
+
+    def test_killed(self) -> None:
+        """The lab is killed at any instant: what is left is brought to its end.
+
+        :avocado: tags=managers,thorough
+        """
+        seed = int(self.params.get("seed", default=str(random.randrange(10**6))))
+        instants = random.Random(seed)
+        with self.host() as (host, sockets), host.domain("g1", sockets / "g1") as lines:
+            host.install(self.new.qemu)
+            self.upgraded(host, "g1", lines)
+            for number in range(int(self.params.get("kills", default="30"))):
+                lines.renew()
+                at = instants.uniform(0, _AWAY_S)
+                host.killed_after(at, *host.upgrading("g1"))
+                code, said = host.pageflip("recover")
+                self.log.info("seed %d, kill %d after %.2f s: %s", seed, number, at, said)
+                self.assertEqual(code, 0, said)
+                self.assertEqual(host.virsh("domstate", "g1"), "running")
+                self.assertEqual(list(host.qemus()), [host.pid("g1")])
+                self.assertEqual(host.version("g1"), self.new.version)
+                lines.find()
+            self.whole(lines)
 
     def test_session(self) -> None:
         """A user's own libvirt, which starts by itself."""

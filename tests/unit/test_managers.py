@@ -17,9 +17,12 @@ import pytest
 
 from lab import managers
 from lab.base.errors import CannotTellError, PreconditionError, UsageError
-from lab.managers import daemon
-from lab.managers.base import Guest, NewQemu, listeners, new_qemu, told
+from lab.base.identity import Who
+from lab.managers import daemon, journal
+from lab.managers import recover as managed
+from lab.managers.base import NewQemu, listeners, new_qemu, told
 from lab.managers.daemon import Daemon
+from lab.managers.journal import Errand, Guest
 from lab.managers.libvirt import Libvirt, Through
 from lab.managers.status import DomainStatus
 from lab.managers.threads import Place, Places, Threads
@@ -237,7 +240,8 @@ def test_what_a_new_qemu_says_of_itself(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def guest(monitor: Path, pid: int) -> Guest:
-    return Guest("g1", "1", pid, monitor, Path("/usr/bin/qemu"))
+    where = Path("/usr/bin/qemu")
+    return Guest(name="g1", identity="1", pid=pid, monitor=monitor, emulator=where)
 
 
 def test_who_has_a_guest_is_told_by_the_monitors_socket(tmp_path: Path) -> None:
@@ -245,8 +249,7 @@ def test_who_has_a_guest_is_told_by_the_monitors_socket(tmp_path: Path) -> None:
     assert new_qemu(guest(path, os.getpid())) is None  # the old one is there
     with subprocess.Popen(["true"]) as gone:
         pass
-    with pytest.raises(CannotTellError, match="of 0 processes"):
-        new_qemu(guest(path, gone.pid))
+    assert new_qemu(guest(path, gone.pid)) is None  # nobody has it
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
         listener.listen()
@@ -254,7 +257,7 @@ def test_who_has_a_guest_is_told_by_the_monitors_socket(tmp_path: Path) -> None:
         with subprocess.Popen(["sleep", "100"], pass_fds=[listener.fileno()]) as child:
             try:
                 assert listeners(path) == sorted([os.getpid(), child.pid])
-                with pytest.raises(CannotTellError, match="of 2 processes"):
+                with pytest.raises(CannotTellError, match="of the processes"):
                     new_qemu(guest(path, gone.pid))
             finally:
                 child.kill()
@@ -275,3 +278,50 @@ def test_qmp_by_way_of_libvirt() -> None:
         asked(lambda _: '{"error": {"class": "GenericError", "desc": "no"}}').execute("stop")
     with pytest.raises(MonitorError):
         asked(lambda _: "error: not running").execute("stop")
+
+
+def errand(lab: Who) -> Errand:
+    stopped = Daemon(pid=1, argv=("libvirtd",), environment=())
+    return Errand(
+        began="then",
+        lab=lab,
+        connection="qemu:///system",
+        daemon=stopped,
+        guests=(guest(Path("/m"), 1),),
+    )
+
+
+def test_what_a_killed_lab_has_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    mine = errand(Who.of(os.getpid()))
+    mine.write()
+    assert journal.read(mine.path) == mine
+    assert journal.left() == []  # its lab is at work
+    journal.check_finished("qemu:///system")
+    with pytest.raises(CannotTellError, match="another lab"):
+        managed.recover(mine)
+    mine.finish()
+    killed = errand(Who(pid=os.getpid(), start=1))
+    killed.write()
+    assert journal.left() == [killed]
+    journal.check_finished("qemu:///session")
+    with pytest.raises(PreconditionError, match="an upgrade of g1 that began at then"):
+        journal.check_finished("qemu:///system")
+    with pytest.raises(PreconditionError, match="was not finished"):
+        Libvirt("qemu:///system").find(["g1"])
+    killed.path.write_text("{}")
+    with pytest.raises(CannotTellError, match="is no journal"):
+        journal.left()
+
+
+def test_a_domain_that_libvirt_knows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    manager = Libvirt("qemu:///session")
+    file = tmp_path / "libvirt/qemu/run/g1.xml"
+    file.parent.mkdir(parents=True)
+    assert manager.settled(guest(Path("/m"), 1))  # there is no such domain
+    with subprocess.Popen(["true"]) as gone:
+        pass
+    for pid, settled in ((os.getpid(), True), (gone.pid, False)):
+        file.write_bytes(STATUS.replace(b"pid='90'", f"pid='{pid}'".encode()))
+        assert manager.settled(guest(Path("/m"), 1)) is settled
