@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from lab.base.errors import CannotTellError, LabError
+from lab.base.errors import CannotTellError, LabError, PreconditionError
 from lab.base.layout import Layout
 from lab.base.progress import note
 from lab.live import look, move
@@ -20,6 +20,7 @@ from lab.live.look import Running
 from lab.live.move import Mover, Plan
 from lab.live.moved import Moved
 from lab.live.truth.ask import Talks
+from lab.managers import confined
 from lab.managers.base import Manager, new_qemu
 from lab.managers.journal import Guest
 from lab.mechanisms import Asked
@@ -36,6 +37,8 @@ def plan(
     manager: Manager, guest: Guest, new: Binary, wanted: str, asked: Asked | None = None
 ) -> Plan:
     """Plan a guest's upgrade by way of its manager; raise PreconditionError."""
+    if refused := confined.refusal(guest.pid, new.path):
+        raise PreconditionError(f"{guest.name} cannot be upgraded: {refused}")
     connect = functools.partial(_through, manager, guest)
     return move.plan(str(guest.monitor), new, wanted, asked, connect)
 

@@ -34,6 +34,7 @@ _LAB = (
     *(sys.executable, "-P", "-m", "lab"),
 )
 PACKAGES = ("libvirt-daemon-system", "libvirt-clients")
+STOCK = "qemu-system-x86"
 EMULATOR = Path("/usr/bin/qemu-system-x86_64")
 _SHARE = Path("/usr/share/qemu")
 _IMAGES = Path("/var/lib/libvirt/images")
@@ -49,7 +50,7 @@ _XML = """
   <iothreads>1</iothreads>
   {tune}
   <os>
-    <type arch='x86_64' machine='{machine}'>hvm</type>
+    <type arch='x86_64' machine='q35'>hvm</type>
     <kernel>{images}/kernel</kernel><initrd>{images}/initrd</initrd><cmdline>{append}</cmdline>
   </os>
   <features><acpi/></features>
@@ -269,9 +270,19 @@ class LibvirtHost:
 
     @contextmanager
     def domain(
-        self, name: str, sockets: Path, *, mib: int = 256, cpus: int = 1, quota: bool = False
+        self,
+        name: str,
+        sockets: Path,
+        *,
+        mib: int = 256,
+        cpus: int = 1,
+        quota: bool = False,
+        tap: bool = True,
     ) -> Iterator[Lines]:
-        """Start a domain and fill its guest's memory; destroy it afterwards."""
+        """Start a domain and fill its guest's memory; destroy it afterwards.
+
+        A user's own has no tap.
+        """
         disk = self.images / f"{name}.qcow2"
         self._as_user("qemu-img", "create", "-q", "-f", "qcow2", str(disk), "64M")
         text = _XML.format(
@@ -279,12 +290,11 @@ class LibvirtHost:
             mib=mib,
             cpus=cpus,
             tune=_TUNE if quota else "",
-            machine="pc-q35-10.0",
             images=_IMAGES,
             append=f"{self._image.append} pageflip.shell",
             emulator=EMULATOR,
             disk=disk,
-            network="" if self.user else _BRIDGED.format(bridge=BRIDGE),
+            network=_BRIDGED.format(bridge=BRIDGE) if tap and not self.user else "",
             sockets=sockets,
         )
         file = f"/tmp/{name}.xml"
@@ -350,24 +360,34 @@ def pause_ms(said: str) -> list[float]:
 
 @contextmanager
 def libvirt_host(
-    layout: Layout, directory: Path, image: GuestImage, firmware: Path, old: Path, user: str = ""
+    layout: Layout,
+    directory: Path,
+    image: GuestImage,
+    old: Path | None,
+    firmware: Path,
+    user: str = "",
 ) -> Iterator[tuple[LibvirtHost, Path]]:
-    """Have a host with libvirt, and a directory for the sockets of its guests' agents."""
+    """Have a host with libvirt, and a directory for the sockets of its guests' agents.
+
+    Its QEMU is `old`, or the machine's distribution's.
+    """
+    packages = PACKAGES if old else (*PACKAGES, STOCK)
     with (
         socket_directory(roomy=True) as sockets,
-        bed(layout, directory, PACKAGES, [sockets]) as made,
+        bed(layout, directory, packages, [sockets]) as made,
     ):
         sockets.chmod(0o755)
         (directory / "out").mkdir()
         host = LibvirtHost(made, image, directory / "out", user)
-        made.path(_SHARE).mkdir(exist_ok=True)
-        for file in firmware.iterdir():
-            shutil.copy(file, made.path(_SHARE))
+        if old:
+            host.install(old)
+            made.path(_SHARE).mkdir(exist_ok=True)
+            for file in firmware.iterdir():
+                shutil.copy(file, made.path(_SHARE))
         made.path(_IMAGES).mkdir(parents=True, exist_ok=True)
         assert image.initrd
         for file in (image.kernel, image.initrd):
             shutil.copy(file, made.path(_IMAGES / file.name))
-        host.install(old)
         if user:
             made.run("useradd", "--create-home", user)
             made.run("install", "-d", "-o", user, "-m", "700", f"/run/user/{user}")

@@ -6,6 +6,7 @@ Parameters (avocado -p): old (10.0), new (10.2).
 
 import json
 import random
+import shutil
 import signal
 import threading
 import time
@@ -14,7 +15,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import avocado
-from libvirthost import TOUCHED, LibvirtHost, Lines, libvirt_host, lost, pause_ms
+from libvirthost import EMULATOR, TOUCHED, LibvirtHost, Lines, libvirt_host, lost, pause_ms
 
 from lab.base.deadline import Deadline
 from lab.base.errors import PreconditionError
@@ -36,7 +37,7 @@ class Managers(avocado.Test):
     :avocado: tags=managers,medium
     """
 
-    timeout = 900
+    timeout = 3600
 
     def setUp(self) -> None:
         """Build what is needed."""
@@ -45,11 +46,12 @@ class Managers(avocado.Test):
         self.new = build.by_name(self.layout, self.params.get("new", default="new"))
 
     @contextmanager
-    def host(self, user: str = "") -> Iterator[tuple[LibvirtHost, Path]]:
+    def host(self, user: str = "", *, stock: bool = False) -> Iterator[tuple[LibvirtHost, Path]]:
         """Have a host with libvirt; cancel where there cannot be one."""
         image = images.build("tiny", self.layout)
         files = firmware.prepare(self.layout)
-        made = libvirt_host(self.layout, Path(self.outputdir), image, files, self.old.qemu, user)
+        old = None if stock else self.old.qemu
+        made = libvirt_host(self.layout, Path(self.outputdir), image, old, files, user)
         try:
             entered = made.__enter__()
         except PreconditionError as error:
@@ -67,7 +69,7 @@ class Managers(avocado.Test):
         self.assertEqual(report.status["bad_pages"], 0, report)
         self.assertEqual(report.full_pass["pages_checked"] * 4096, TOUCHED)
 
-    def upgraded(self, host: LibvirtHost, name: str, lines: Lines) -> None:
+    def upgraded(self, host: LibvirtHost, name: str, lines: Lines, version: str = "") -> None:
         """Upgrade a domain, and assert that libvirt has it as it was, under the new QEMU."""
         was, number, uuid = host.pid(name), host.virsh("domid", name), host.virsh("domuuid", name)
         for _ in range(_TRIES):
@@ -78,8 +80,9 @@ class Managers(avocado.Test):
                 break
         self.assertEqual(code, 0, said)
         self.assertNotEqual(host.pid(name), was)
+        self.said = said
         self.assertEqual(list(host.qemus()), [host.pid(name)])
-        self.assertEqual(host.version(name), self.new.version)
+        self.assertEqual(host.version(name), version or self.new.version)
         self.assertEqual(host.virsh("domstate", name), "running")
         self.assertEqual((host.virsh("domid", name), host.virsh("domuuid", name)), (number, uuid))
         self.whole(lines)
@@ -192,6 +195,38 @@ class Managers(avocado.Test):
             self.assertIn(f"{host.state}/driver.pid", "".join(said))
             host.restart_daemon()
             self.assertEqual(host.version("g1"), self.new.version)
+
+    def test_sandboxed(self) -> None:
+        """The distribution's QEMU, in the sandbox that libvirt gives it by itself: by transplant.
+
+        To the same version installed once more: it is a newer package that keeps the version.
+        """
+        with (
+            self.host(stock=True) as (host, sockets),
+            host.domain("g1", sockets / "g1", cpus=2, tap=False) as lines,
+        ):
+            digest, version = self.fill_disk(host, "g1"), host.version("g1")
+            for _ in range(2):
+                self.confined(host, "g1")
+                shutil.copy(host.bed.path(EMULATOR), again := Path(self.workdir, "again"))
+                host.install(again)
+                self.upgraded(host, "g1", lines, version)
+                self.assertIn(" by transplant", self.said)
+                self.confined(host, "g1")
+                host.restart_daemon()
+                self.assertEqual(host.digest("g1"), digest)
+            host.virsh("suspend", "g1")
+            host.virsh("resume", "g1")
+            self.plugs(host, "g1")
+            self.whole(lines)
+            host.virsh("destroy", "g1")
+            self.assertEqual(host.qemus(), {})
+
+    def confined(self, host: LibvirtHost, name: str) -> None:
+        """Assert that a domain's QEMU has its system calls filtered."""
+        status = host.bed.path(f"/proc/{host.pid(name)}/status").read_text(encoding="utf-8")
+        self.assertIn("\nSeccomp:\t2\n", status)
+        self.assertIn("-sandbox", host.qemus()[host.pid(name)])
 
     def test_killed(self) -> None:
         """The lab is killed at any instant: what is left is brought to its end.

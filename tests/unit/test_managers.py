@@ -18,7 +18,7 @@ import pytest
 from lab import managers
 from lab.base.errors import CannotTellError, PreconditionError, UsageError
 from lab.base.identity import Who
-from lab.managers import daemon, journal
+from lab.managers import confined, daemon, journal
 from lab.managers import recover as managed
 from lab.managers.base import NewQemu, listeners, new_qemu, told
 from lab.managers.daemon import Daemon
@@ -325,3 +325,27 @@ def test_a_domain_that_libvirt_knows(tmp_path: Path, monkeypatch: pytest.MonkeyP
     for pid, settled in ((os.getpid(), True), (gone.pid, False)):
         file.write_bytes(STATUS.replace(b"pid='90'", f"pid='{pid}'".encode()))
         assert manager.settled(guest(Path("/m"), 1)) is settled
+
+
+QEMU, OTHER = Path("/usr/bin/qemu-system-x86_64"), Path("/opt/qemu")
+
+
+@pytest.mark.parametrize(
+    ("label", "new", "context", "said"),
+    [
+        ("", OTHER, "", ""),
+        ("unconfined", OTHER, "", ""),
+        ("libvirt-6059 (enforce)", QEMU, "", ""),
+        ("libvirt-6059 (complain)", OTHER, "", ""),
+        ("libvirt-6059 (enforce)", OTHER, "", "does not let it map /opt/qemu"),
+        ("system_u:system_r:svirt_t:s0:c1,c2", OTHER, "qemu_exec_t", ""),
+        ("system_u:system_r:svirt_t:s0:c1,c2", OTHER, "usr_t", "SELinux has /opt/qemu as usr_t"),
+        ("system_u:system_r:svirt_t:s0:c1,c2", OTHER, "", "SELinux has /opt/qemu as nothing"),
+    ],
+)
+def test_what_a_security_module_would_refuse(
+    label: str, new: Path, context: str, said: str
+) -> None:
+    refused = confined.of_label(label, new, "qemu_exec_t", context)
+    assert said in refused
+    assert bool(said) == bool(refused)
