@@ -18,7 +18,8 @@ from lab import pipeline
 from lab.base.deadline import Deadline, DeadlineError
 from lab.base.errors import CannotTellError
 from lab.measure.downtime import Window
-from lab.mechanisms import Asked, CprExec, Flip, FlipLate, Precopy, StopCopy
+from lab.mechanisms import Asked, CprExec, Flip, FlipLate, Precopy, StopCopy, Transplant
+from lab.mechanisms.base import Driven, Look
 from lab.mechanisms.move import Move, move
 from lab.model import Outcome
 from lab.vm.agent import AgentError
@@ -300,3 +301,35 @@ def test_a_qemu_without_a_monitor_is_not_an_error_of_the_labs(tmp_path: Path) ->
     with pytest.raises(MonitorError, match="the new QEMU has no monitor to ask yet"):
         _ = vm.monitor
     assert vm.events == []
+
+
+class OneThatDrives(Driven):
+    """A move that the lab makes: the guest is in the new QEMU at its end."""
+
+    def __init__(self, pair: Pair) -> None:
+        self.pair = pair
+
+    def finish(self, look: Look, resuming: Look) -> None:
+        self.pair.running.update(old=False, new=True)
+
+    def undo(self) -> None:
+        """Nothing was done."""
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def info(self) -> dict[str, Any]:
+        return {}
+
+
+def test_a_migration_that_failed_before_is_not_this_move(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A move that the lab makes asks the old QEMU for a migration that has to fail (blockers)."""
+    way = Transplant()
+    monkeypatch.setattr(way, "prepare", lambda _old, _new: None)
+    monkeypatch.setattr(way, "go", lambda _old, _new, _asked: OneThatDrives(pair))
+    monkeypatch.setattr(pair.factory, "connect", lambda _vm, alive=lambda: None: alive())
+    pair.qemu["old"].event("MIGRATION", status="failed")
+    pair.vm["old"].monitor.wait_for(lambda _event: True, Deadline.after(5, "it is told"))
+    assert pair.move(way).outcome is Outcome.UPGRADED
