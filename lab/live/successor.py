@@ -98,7 +98,7 @@ class Successor:
     @property
     def taps(self) -> list[Passed]:
         """Those of the descriptors that are taps."""
-        return [one for one in self.passed if one.parts.get("") == "tap"]
+        return [one for one in self.passed if kind(one.parts, "type") == "tap"]
 
     def with_descriptors(self, numbers: Sequence[int]) -> list[str]:
         """Return the command line with the descriptors in it that are passed."""

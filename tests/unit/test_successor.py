@@ -129,6 +129,7 @@ def test_a_descriptor_that_management_passed_is_passed_on(text: str, becomes: li
     assert found.with_descriptors([9])[1:3] == becomes
     assert "passed on by the old QEMU" in found.only_child[0]
     assert not found.refusals
+    assert bool(found.taps) == ("tap" in becomes[1])
 
 
 @pytest.mark.parametrize(
