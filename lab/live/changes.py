@@ -21,6 +21,9 @@ _IMAGES = (
     "drive", "blockdev", "hda", "hdb", "hdc", "hdd", "cdrom", "fda", "fdb", "sd", "pflash",
     "mtdblock",
 )  # fmt: skip
+#: What the name of an image is called in them.
+_NAMES = frozenset({"", "file", "filename"})
+_PATH_MAX = 4096
 #: What QEMU makes for options in the short form, or by itself.
 _OWN = re.compile(
     r"(compat_monitor|serial|parallel|vc|vnc|mon|gdb)\d*(-base)?|debugcon|sclp\w*"  # chardevs
@@ -108,22 +111,25 @@ def _devices(argv: Sequence[str], truth: Truth) -> Iterator[str]:
 
 
 def _images(argv: Sequence[str], truth: Truth) -> Iterator[str]:
-    """Yield the drives whose image is none that the command line names."""
-    said = {identity(path) for path in _paths(argv, Path(truth.cwd))} - {None}
+    """Yield the drives whose image no option names, and the images named that no drive has."""
+    said = {identity(path): path for path in _paths(argv, Path(truth.cwd))}
     for name, drive in truth.block.drives.items():
-        if drive.medium is None:
-            continue
-        file = drive.medium.lowest.file
+        file = drive.medium.lowest.file if drive.medium else None
         if file and file.identity not in said:
             yield f"the image of {name} is {file.name} by now"
+    there = {one.identity for one in truth.files}
+    for which, path in said.items():
+        if which and which not in there:
+            yield f"{path} is not open any more"
 
 
 def _paths(argv: Sequence[str], cwd: Path) -> Iterator[Path]:
     """Yield everything that may be the name of an image."""
     for text in options(argv, *_IMAGES):
-        whole = [text] if not text.startswith("{") else []
-        for name in [*whole, *values(text).values()]:
-            if len(name) < 4096:
+        parts = values(text).items()
+        named = [part for name, part in parts if name.rpartition(".")[2] in _NAMES]
+        for name in [*named, *([] if text.startswith("{") else [text])]:
+            if len(name) < _PATH_MAX:
                 yield cwd / name.removeprefix("file:")
 
 

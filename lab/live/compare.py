@@ -81,6 +81,11 @@ MAY_DIFFER: tuple[MayDiffer, ...] = (
     ),
     MayDiffer(("nodes", "/dev/null"), "nothing is there"),
     MayDiffer(("nodes", "/dev/userfaultfd"), "it is how guest memory arrives"),
+    MayDiffer(
+        ("block", "drives", "*", "tray_open"),
+        "where a tray is is the device's state, which arrives with the guest",
+        before_only=True,
+    ),
     MayDiffer(("machine", "state"), "it waits for the guest", before_only=True),
     MayDiffer(("migration",), "it is set while the guest moves", before_only=True),
     MayDiffer(

@@ -23,6 +23,8 @@ _COMPLETE_S = 300.0
 #: Postcopy does not fail, it waits for somebody who mends the connection; nobody does here.
 _FINAL = {"completed", "failed", "cancelled", "postcopy-paused"}
 _RUNNING = "running"
+#: In what an old QEMU says that can start the new one only when the guest stands still.
+_NOT_HELD = "nothing to hold"
 #: Its status while it is held: the new QEMU is there, and the guest runs (MigrationStatus).
 _HELD = "pre-switchover"
 #: How long a side may take to notice that the other one is gone (s).
@@ -151,6 +153,21 @@ def _told(
     if outcome is Outcome.ROLLED_BACK and info.get("localhost", {}).get("rehearsed"):
         return Outcome.REHEARSED, ""
     return outcome, failure
+
+
+def _go(mechanism: Mechanism, old: Qemu, new: Qemu, asked: Asked) -> Asked:
+    """Start the move, without a hold where that cannot be; return what was asked for then.
+
+    Which guests can be held only the old QEMU knows: their host's kernel and processor decide.
+    """
+    try:
+        mechanism.go(old, new, asked)
+    except QmpError as error:
+        if not asked.hold or _NOT_HELD not in error.message:
+            raise
+        asked = dataclasses.replace(asked, hold=False)
+        mechanism.go(old, new, asked)
+    return asked
 
 
 def _wait(

@@ -249,7 +249,7 @@ KINDS: dict[str, tuple[str, tuple[tuple[str, dict[str, Any]], ...], str, str]] =
     "a node": (_DRIVE, (("blockdev-add", {"driver": "null-co", "node-name": "late"}),), "auto",
         "block node late was added"),
     "no medium": ("-cdrom @/raw0", (("eject", {"device": "ide2-cd0", "force": True}),), "auto",
-        "refused"),
+        "raw0 is not open any more"),
     "a keyed socket": ("-chardev backend=socket,id=c0,path=@/c0,server=yes,wait=no", (), "auto",
         _UP),
     "a socket with a comma": ("-serial unix:@/a,,c,server,nowait", (), "auto", _UP),

@@ -75,17 +75,21 @@ def test_an_image_is_the_file_and_not_its_name(tmp_path: Path, text: str) -> Non
     image.touch()
     where = kernel.identity(image) or (0, 0)
     file = OpenFile(device=where[0], inode=where[1], name=str(image))
-    more = {"block": block(drives={"d0": drive(disk_node(file))}), "cwd": str(tmp_path)}
+    more: dict[str, Any] = {"cwd": str(tmp_path), "files": [file]}
+    more["block"] = block(drives={"d0": drive(disk_node(file))})
     name, _, value = text.format(
         str(image).replace(",", ",,") if "{{" not in text else image
     ).partition("=")
     argv = (name, value)
     assert told(*argv, devices=DEVICES, **more) == []
-    # Its name is part of another's: a snapshot of it, say.
+    # Another file has its name.
     image.rename(tmp_path / "away")
     image.touch()
-    (said,) = told(*argv, devices=DEVICES, **more)
-    assert said == f"the image of d0 is {image} by now"
+    said = told(*argv, devices=DEVICES, **more)
+    assert said == [f"the image of d0 is {image} by now", f"{image} is not open any more"]
+    # It was taken out.
+    empty = {**more, "files": [], "block": block(drives={"d0": drive(None)})}
+    assert told(*argv, devices=DEVICES, **empty) == [f"{image} is not open any more"]
 
 
 def test_a_configuration_file_is_words() -> None:

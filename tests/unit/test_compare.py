@@ -106,5 +106,11 @@ def test_what_arrives_with_the_guest() -> None:
     assert len(found(old, new(), committed=True)) == 1
 
 
+def test_a_tray_is_where_the_guest_left_it() -> None:
+    opened, closed = (block(drives={"d0": drive(None, tray_open=one)}) for one in (True, False))
+    assert found(truth(block=opened), new(block=closed)) == []
+    assert len(found(truth(block=opened), new(block=closed), committed=True)) == 1
+
+
 def test_every_rule_has_a_reason() -> None:
     assert all(rule.why for rule in compare.MAY_DIFFER)

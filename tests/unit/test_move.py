@@ -20,10 +20,10 @@ from lab.base.errors import CannotTellError
 from lab.measure.downtime import Window
 from lab.mechanisms import Asked, CprExec, Flip, FlipLate, Precopy, StopCopy, Transplant
 from lab.mechanisms.base import Driven, Look
-from lab.mechanisms.move import Move, move
+from lab.mechanisms.move import Move, _go, move
 from lab.model import Outcome
 from lab.vm.agent import AgentError
-from lab.vm.monitor import MonitorError, monitor
+from lab.vm.monitor import MonitorError, QmpError, monitor
 from lab.vm.qemu import Vm, VmDiedError, VmFactory
 
 
@@ -214,6 +214,26 @@ def test_a_refused_command_leaves_the_guest_where_it_is(pair: Pair) -> None:
     done = pair.move()
     assert done.outcome is Outcome.ROLLED_BACK
     assert "State blocked by a device" in done.failure
+
+
+def test_a_guest_that_cannot_be_held_moves_without_a_hold() -> None:
+    """What is refused for another reason stays refused."""
+
+    class Refuses(Flip):
+        def __init__(self, why: str) -> None:
+            self.why, self.asked = why, list[bool]()
+
+        def go(self, _old: Any, _new: Any, asked: Asked) -> None:
+            self.asked.append(asked.hold)
+            if asked.hold:
+                raise QmpError(self.why)
+
+    one = Refuses("stands still, so there is nothing to hold")
+    nobody = cast("Any", None)
+    assert not _go(one, nobody, nobody, Asked(hold=True)).hold
+    assert one.asked == [True, False]
+    with pytest.raises(QmpError):
+        _go(Refuses("no"), nobody, nobody, Asked(hold=True))
 
 
 def test_a_failed_migration_tells_qemus_reason(pair: Pair) -> None:
