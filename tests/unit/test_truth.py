@@ -37,6 +37,12 @@ def test_what_a_process_has_open(tmp_path: Path) -> None:
         assert found.has(*(kernel.identity(moved) or (0, 0)))
         assert str(own) not in [one.name for one in found.files]
         assert "/dev/zero" in found.nodes
+        # The name that the kernel says is gone, and it is the same file by another.
+        second = tmp_path / "second"
+        second.hardlink_to(own)
+        own.unlink()
+        names = [one.name for one in kernel.opened(os.getpid(), [str(second)]).files]
+        assert not [name for name in names if name.startswith(str(own))]
     assert not kernel.opened(os.getpid()).has(*(kernel.identity(moved) or (0, 0)))
     assert kernel.identity(image) is None
     assert kernel.identity(tmp_path) is None

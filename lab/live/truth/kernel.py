@@ -47,10 +47,13 @@ def opened(pid: int, besides: Collection[str] = ()) -> Opened:
     Raises OSError when one may not look.
     """
     found = Opened()
+    # Of two hard links, the name that the kernel says may be the one that is gone.
+    own = {identity(Path(name)) for name in besides} - {None}
     for entry in Path(f"/proc/{pid}/fd").iterdir():
         with suppress(FileNotFoundError):  # it has been closed meanwhile
             _sort(found, entry, entry.stat(), str(entry.readlink()), besides)
-    found.files = sorted(set_of(found.files), key=lambda one: one.identity)
+    files = [one for one in set_of(found.files) if one.identity not in own]
+    found.files = sorted(files, key=lambda one: one.identity)
     found.nodes = sorted(set(found.nodes))
     found.taps.sort()
     return found
