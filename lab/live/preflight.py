@@ -127,7 +127,7 @@ def successor(found: Running, new: Binary) -> Successor:
     for name in options(found.argv, "D"):
         log = found.cwd / name
         if log.is_file() and log.stat().st_size:
-            made.refusals.append(f"-D {name}: the new QEMU would empty it; logrotate it away first")
+            made.refusals.append(f"-D {name}: the new QEMU would empty it, and cannot append to it")
     if found.truth:
         made.refusals += _unexpected(found.truth, made)
         if "daemonize" in {name for name, _ in pairs(found.argv)}:
