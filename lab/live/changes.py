@@ -26,7 +26,7 @@ _NAMES = frozenset({"", "file", "filename"})
 _PATH_MAX = 4096
 #: What QEMU makes for options in the short form, or by itself.
 _OWN = re.compile(
-    r"(compat_monitor|serial|parallel|vc|vnc|mon|gdb)\d*(-base)?|debugcon|sclp\w*"  # chardevs
+    r"#chr\d+|(compat_monitor|serial|parallel|vc|vnc|mon|gdb)\d*(-base)?|debugcon|sclp\w*"  # chardevs
     r"|pc\.ram|ram|mem|.*\.ram|throttle-.*|pr-.*"  # objects
 )
 #: Network backends without an id.

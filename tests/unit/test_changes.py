@@ -30,7 +30,15 @@ def told(*argv: str, **more: Any) -> list[str]:
 
 def test_nothing_has_changed() -> None:
     assert told(devices=DEVICES) == []
-    labels = ("serial0", "compat_monitor0", "serial1-base", "debugcon", "vc0", "parallel0")
+    labels = (
+        "#chr073",
+        "serial0",
+        "compat_monitor0",
+        "serial1-base",
+        "debugcon",
+        "vc0",
+        "parallel0",
+    )
     assert told(chardevs={label: Chardev(where="") for label in labels}) == []
 
 
