@@ -26,7 +26,8 @@ _NAMES = frozenset({"", "file", "filename"})
 _PATH_MAX = 4096
 #: What QEMU makes for options in the short form, or by itself.
 _OWN = re.compile(
-    r"#chr\d+|(compat_monitor|serial|parallel|vc|vnc|mon|gdb)\d*(-base)?|debugcon|sclp\w*"  # chardevs
+    r"(compat_monitor|serial|parallel|vc|vnc|mon|gdb)\d*(-base)?"  # character devices
+    r"|#chr\d+|debugcon|sclp\w*"
     r"|pc\.ram|ram|mem|.*\.ram|throttle-.*|pr-.*"  # objects
 )
 #: Network backends without an id.

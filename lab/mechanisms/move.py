@@ -111,7 +111,7 @@ def move(
         mechanism.prepare(old, new)
         old.read_cpu()
         start_ns = time.monotonic_ns()
-        driven = mechanism.go(old, new, asked)
+        driven, asked = _go(mechanism, old, new, asked)
         if interfere:
             interfere(old, new)
         if driven:
@@ -155,19 +155,18 @@ def _told(
     return outcome, failure
 
 
-def _go(mechanism: Mechanism, old: Qemu, new: Qemu, asked: Asked) -> Asked:
-    """Start the move, without a hold where that cannot be; return what was asked for then.
+def _go(mechanism: Mechanism, old: Qemu, new: Qemu, asked: Asked) -> tuple[Driven | None, Asked]:
+    """Start the move, without a hold where that cannot be; return what was asked for then, too.
 
     Which guests can be held only the old QEMU knows: their host's kernel and processor decide.
     """
     try:
-        mechanism.go(old, new, asked)
+        return mechanism.go(old, new, asked), asked
     except QmpError as error:
         if not asked.hold or _NOT_HELD not in error.message:
             raise
         asked = dataclasses.replace(asked, hold=False)
-        mechanism.go(old, new, asked)
-    return asked
+        return mechanism.go(old, new, asked), asked
 
 
 def _wait(

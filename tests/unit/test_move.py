@@ -230,7 +230,7 @@ def test_a_guest_that_cannot_be_held_moves_without_a_hold() -> None:
 
     one = Refuses("stands still, so there is nothing to hold")
     nobody = cast("Any", None)
-    assert not _go(one, nobody, nobody, Asked(hold=True)).hold
+    assert _go(one, nobody, nobody, Asked(hold=True)) == (None, Asked(hold=False))
     assert one.asked == [True, False]
     with pytest.raises(QmpError):
         _go(Refuses("no"), nobody, nobody, Asked(hold=True))
