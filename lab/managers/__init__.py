@@ -6,10 +6,11 @@ from __future__ import annotations
 from lab.managers.base import Manager
 from lab.managers.journal import Guest
 from lab.managers.libvirt import Libvirt
+from lab.managers.proxmox import Proxmox
 
 __all__ = ["Guest", "Manager", "named"]
 
 
 def named(connection: str) -> Manager:
     """Return the manager of a connection as ``--connect`` names it; raise UsageError."""
-    return Libvirt(connection)
+    return Proxmox() if connection == Proxmox.name else Libvirt(connection)

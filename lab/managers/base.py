@@ -14,7 +14,7 @@ from lab.base.errors import CannotTellError
 from lab.host import facts
 from lab.live import look
 from lab.live.truth.ask import Talks
-from lab.managers.journal import Guest
+from lab.managers.journal import Errand, Guest
 from lab.managers.threads import Threads
 
 
@@ -39,6 +39,10 @@ class Manager(abc.ABC):
         Afterwards it manages what runs then.  Raises PreconditionError when that cannot be; nothing
         has been changed then.
         """
+
+    @abc.abstractmethod
+    def resumed(self, errand: Errand) -> AbstractContextManager[None]:
+        """Do the same as `quiesced` once more, where a lab was killed that did."""
 
     @abc.abstractmethod
     def settled(self, guest: Guest) -> bool:

@@ -18,8 +18,10 @@ from lab.base.errors import PreconditionError
 from lab.model import Model
 
 _STOP_S, _START_S = 60.0, 60.0
-#: systemd's units of the monolithic daemon and of the modular one.
-_UNITS = frozenset({"libvirtd.service", "virtqemud.service"})
+#: systemd's units of libvirt's monolithic daemon and its modular one, and of Proxmox VE's.
+_UNITS = frozenset({"libvirtd.service", "virtqemud.service", "qmeventd.service"})
+#: Of these, the ones that start no guests.
+_WITHOUT_GUESTS = frozenset({"qmeventd.service"})
 _SYSTEMD = Path("/run/systemd/system")
 #: struct flock (fcntl(2)): type, whence, start, length, process.
 _FLOCK = "hhqqi0q"
@@ -35,6 +37,8 @@ class Daemon(Model):
     environment: tuple[str, ...]
     #: systemd's service and the sockets that start it, those that are active; empty without.
     units: tuple[str, ...] = ()
+    #: With which option it goes into the background; "" where it does so by itself.
+    background: str = "--daemon"
     #: Whether whoever connects starts it (a user's own).
     by_itself: bool = False
 
@@ -82,7 +86,8 @@ class Daemon(Model):
         """
         if self.by_itself:
             return ""
-        daemonize = [] if {"-d", "--daemon"} & {*self.argv} else ["--daemon"]
+        given = not self.background or {"-d", "--daemon"} & {*self.argv}
+        daemonize = [] if given else [self.background]
         by_hand = ["env", "-i", "--chdir=/", *self.environment, *self.argv, *daemonize]
         done = process.run(
             ["systemctl", "start", *self.units] if self.units else by_hand,
@@ -99,7 +104,7 @@ def _units(pid: int) -> Iterator[str]:
         return
     show = ["systemctl", "show", "--value", "--property"]
     mode = process.run([*show, "KillMode", unit]).stdout.strip()
-    if mode != _SPARES_GUESTS:
+    if mode != _SPARES_GUESTS and unit not in _WITHOUT_GUESTS:
         raise PreconditionError(
             f"systemd would end the guests with {unit}: KillMode={mode}",
             hint=f"systemctl edit {unit}: [Service] KillMode={_SPARES_GUESTS}",

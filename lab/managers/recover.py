@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from lab.base.errors import CannotTellError
 from lab.base.progress import note
+from lab.managers import named
 from lab.managers.journal import Errand
-from lab.managers.libvirt import Libvirt
 from lab.managers.upgrade import adopt
 
 
@@ -21,7 +21,7 @@ def recover(errand: Errand) -> None:
             f"another lab, process {errand.lab.pid}, is at work at {errand.connection}",
             hint="wait until it has ended",
         )
-    manager = Libvirt(errand.connection)
+    manager = named(errand.connection)
     with manager.resumed(errand):
         found = adopt(manager, errand.guests)
     for guest in errand.guests:

@@ -95,9 +95,10 @@ def adopt(manager: Manager, guests: Sequence[Guest]) -> dict[str, int]:
     errors: list[LabError] = []
     for guest in guests:
         try:
-            new = None if manager.settled(guest) else new_qemu(guest)
-            if new:
+            new = new_qemu(guest)
+            if new and not manager.settled(guest):
                 manager.adopt(guest, new)
+            if new:
                 found[guest.name] = new.pid
         except LabError as error:
             errors.append(error)

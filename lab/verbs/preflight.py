@@ -80,7 +80,7 @@ def add_connect(parser: argparse._ActionsContainer) -> None:
         "--connect",
         metavar="URI",
         default="",
-        help="with --domain: qemu:///system (root's default) or qemu:///session",
+        help="with --domain: qemu:///system (root's default), qemu:///session, or proxmox",
     )
 
 

@@ -22,7 +22,8 @@ from lab.base.errors import PreconditionError
 from lab.base.layout import Layout
 from lab.guest import images
 from lab.measure import integrity
-from lab.pair import build, firmware
+from lab.pair import firmware
+from lab.vm import binary
 from lab.workloads.netns import GUEST
 
 #: So long after its first step libvirt is back, or nearly (s).
@@ -42,15 +43,15 @@ class Managers(avocado.Test):
     def setUp(self) -> None:
         """Build what is needed."""
         self.layout = Layout.default().into(Path(self.outputdir))
-        self.old = build.by_name(self.layout, self.params.get("old", default="old"))
-        self.new = build.by_name(self.layout, self.params.get("new", default="new"))
+        self.old = binary.binary_of(self.layout, self.params.get("old", default="old"))
+        self.new = binary.binary_of(self.layout, self.params.get("new", default="new"))
 
     @contextmanager
     def host(self, user: str = "", *, stock: bool = False) -> Iterator[tuple[LibvirtHost, Path]]:
         """Have a host with libvirt; cancel where there cannot be one."""
         image = images.build("tiny", self.layout)
         files = firmware.prepare(self.layout)
-        old = None if stock else self.old.qemu
+        old = None if stock else self.old.path
         made = libvirt_host(self.layout, Path(self.outputdir), image, old, files, user)
         try:
             entered = made.__enter__()
@@ -105,7 +106,7 @@ class Managers(avocado.Test):
             host.domain("g1", sockets / "g1", cpus=2, quota=True) as lines,
         ):
             digest = self.fill_disk(host, "g1")
-            host.install(self.new.qemu)
+            host.install(self.new.path)
             self.upgraded(host, "g1", lines)
             self.assertEqual(host.digest("g1"), digest)
             self.bounded(host, "g1")
@@ -123,7 +124,7 @@ class Managers(avocado.Test):
     def test_new_qemu_fails(self) -> None:
         """Whatever the new QEMU does, libvirt goes on with the old one, which lacks nothing."""
         with self.host() as (host, sockets), host.domain("g1", sockets / "g1") as lines:
-            host.install(self.new.qemu)
+            host.install(self.new.path)
             self.assertEqual(
                 host.pageflip("preflight", "--domain", "g1", "--connect", host.uri)[0], 0
             )
@@ -184,7 +185,7 @@ class Managers(avocado.Test):
                 over.wait(0.5)
 
         with self.host() as (host, sockets), host.domain("g1", sockets / "g1") as lines:
-            host.install(self.new.qemu)
+            host.install(self.new.path)
             thread = threading.Thread(target=start, args=[host])
             thread.start()
             try:
@@ -236,7 +237,7 @@ class Managers(avocado.Test):
         seed = int(self.params.get("seed", default=str(random.randrange(10**6))))
         instants = random.Random(seed)
         with self.host() as (host, sockets), host.domain("g1", sockets / "g1") as lines:
-            host.install(self.new.qemu)
+            host.install(self.new.path)
             self.upgraded(host, "g1", lines)
             for number in range(int(self.params.get("kills", default="30"))):
                 lines.renew()
@@ -254,7 +255,7 @@ class Managers(avocado.Test):
     def test_session(self) -> None:
         """A user's own libvirt, which starts by itself."""
         with self.host("tester") as (host, sockets), host.domain("g1", sockets / "g1") as lines:
-            host.install(self.new.qemu)
+            host.install(self.new.path)
             self.upgraded(host, "g1", lines)
             host.restart_daemon()
             self.upgraded(host, "g1", lines)
@@ -270,8 +271,10 @@ class Managers(avocado.Test):
         """
         names = [f"g{number}" for number in range(10)]
         with self.host() as (host, sockets), ExitStack() as stack:
-            guests = [stack.enter_context(host.domain(name, sockets / name)) for name in names]
-            host.install(self.new.qemu)
+            guests = [
+                stack.enter_context(host.domain(name, sockets / name, idle=True)) for name in names
+            ]
+            host.install(self.new.path)
             for lines in guests:
                 lines.renew()
             began = time.monotonic()
@@ -330,7 +333,7 @@ class Managers(avocado.Test):
         """Two upgrades in a row, libvirt restarted after each, and no datagram lost."""
         with self.host() as (host, sockets), host.domain("g1", sockets / "g1") as lines:
             traffic = host.traffic(lines, GUEST)
-            host.install(self.new.qemu)
+            host.install(self.new.path)
             self.upgraded(host, "g1", lines)
             host.restart_daemon()
             self.upgraded(host, "g1", lines)

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""``--domain`` with Proxmox VE: a guest in its public shape, and an event daemon of the test's own.
+
+Parameters (avocado -p): old, new (the releases' own).
+"""
+
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import avocado
+from bed import BRIDGE, Bed, bed
+from libvirthost import TOUCHED, Lines
+
+from lab.base.deadline import Deadline
+from lab.base.errors import PreconditionError
+from lab.base.layout import CHECKOUT, Layout, socket_directory
+from lab.guest import images
+from lab.measure import integrity
+from lab.pair import firmware
+from lab.vm import binary
+
+KVM = Path("/usr/bin/kvm")
+_RUN = Path("/run/qemu-server")
+_LOG = Path("/run/qmeventd.log")
+
+
+class Proxmox(avocado.Test):
+    """The guest's memory is rewritten all the time, and checked to the last page.
+
+    :avocado: tags=managers,medium
+    """
+
+    timeout = 1800
+
+    def setUp(self) -> None:
+        """Build what is needed."""
+        self.layout = Layout.default().into(Path(self.outputdir))
+        self.old = binary.binary_of(self.layout, self.params.get("old", default="10.0"))
+        self.new = binary.binary_of(self.layout, self.params.get("new", default="10.2"))
+
+    @contextmanager
+    def node(self) -> Iterator[tuple[Bed, Path]]:
+        """Have a machine with what Proxmox VE has running, but for Proxmox VE."""
+        with ExitStack() as stack:
+            sockets = stack.enter_context(socket_directory(roomy=True))
+            try:
+                made = stack.enter_context(bed(self.layout, Path(self.outputdir), (), [sockets]))
+            except PreconditionError as error:
+                self.cancel(f"{error.message} {error.hint}")
+            made.path(_RUN).mkdir()
+            shutil.copytree(firmware.prepare(self.layout), made.path("/usr/share/kvm"))
+            self.install(made, self.old.path)
+            made.run(*self.event_daemon())
+            yield made, sockets
+
+    @staticmethod
+    def install(made: Bed, qemu: Path) -> None:
+        """Install a QEMU over the one that is there, as a package does."""
+        shutil.copy(qemu, made.path(f"{KVM}.new"))
+        made.path(f"{KVM}.new").rename(made.path(KVM))
+
+    @staticmethod
+    def event_daemon() -> list[str]:
+        """Return the command line of the event daemon."""
+        script = Path(__file__).with_name("qmeventd.py")
+        return [sys.executable, str(script), "/run/qmeventd.sock", str(_LOG)]
+
+    def argv(self, sockets: Path) -> list[str]:
+        """Return a command line as qemu-server writes it, and the agent's ports."""
+        image = images.build("tiny", self.layout)
+        for file in (image.kernel, image.initrd):
+            assert file
+        words = f"""
+            -name vm100,debug-threads=on -no-shutdown
+            -chardev socket,id=qmp,path={_RUN}/100.qmp,server=on,wait=off
+            -mon chardev=qmp,mode=control
+            -chardev socket,id=qmp-event,path=/run/qmeventd.sock,reconnect-ms=5000
+            -mon chardev=qmp-event,mode=control
+            -pidfile {_RUN}/100.pid -daemonize
+            -smbios type=1,uuid=6059fa6c-2c77-4113-8549-e99ed3520a21
+            -smp 1,sockets=1,cores=1,maxcpus=1 -nodefaults -boot menu=on,strict=on
+            -display none -cpu qemu64 -accel tcg -m 256 -L /usr/share/kvm
+            -chardev socket,path={_RUN}/100.qga,server=on,wait=off,id=qga0
+            -device virtio-serial,id=qga0 -device virtserialport,chardev=qga0,name=agent
+            -netdev type=tap,id=net0,ifname=tap100i0,script=no,downscript=no,vhost=off
+            -device virtio-net-pci,mac=BC:24:11:00:00:01,netdev=net0,id=net0,romfile=
+            -machine type=pc-q35-10.0
+            -chardev socket,id=control,path={sockets}/control
+            -device virtserialport,chardev=control,name=org.pageflip.control
+            -chardev socket,id=heartbeat,path={sockets}/heartbeat
+            -device virtserialport,chardev=heartbeat,name=org.pageflip.heartbeat
+        """.split()
+        return [
+            *(str(KVM), *words, "-kernel", str(image.kernel), "-initrd", str(image.initrd)),
+            *("-append", image.append),
+        ]
+
+    @contextmanager
+    def guest(self, made: Bed, sockets: Path) -> Iterator[Lines]:
+        """Start the guest, in a scope of its own."""
+        join = 'for one in /sys/fs/cgroup /sys/fs/cgroup/systemd; do [ -e "$one/cgroup.procs" ] '
+        join += '&& mkdir -p "$one/qemu.slice/100.scope" '
+        join += '&& echo $$ > "$one/qemu.slice/100.scope/cgroup.procs"; done; exec "$@"'
+        with Lines.of(sockets) as lines:
+            made.run("sh", "-c", join, "sh", *self.argv(sockets))
+            made.run("ip", "link", "set", "tap100i0", "master", BRIDGE, "up")
+            for _ in Deadline.after(180, "the guest boots").poll():
+                if lines.control.ready.is_set():
+                    break
+            integrity.fill(lines.control, TOUCHED, 20 * 2**20, lambda _done, _total: None)
+            yield lines
+
+    def pageflip(self, made: Bed, *words: str) -> tuple[int, str]:
+        """Run the lab in there; return its exit code and what it printed."""
+        lab = ["env", f"PYTHONPATH={CHECKOUT}", "COLUMNS=200", sys.executable, "-P", "-m", "lab"]
+        out = ["--out", self.outputdir, "--connect", "proxmox"]
+        done = made.run(*lab, *words, *out, check=False, seconds=240)
+        self.log.info(done.stdout)
+        return done.returncode, done.stdout
+
+    def test_moves(self) -> None:
+        """Pid file, sockets, scope and event daemon are right; nobody cleans up after the old."""
+        with self.node() as (made, sockets), self.guest(made, sockets) as lines:
+            was = made.path(_RUN / "100.pid").read_text(encoding="ascii").strip()
+            scope = made.path(f"/proc/{was}/cgroup").read_text(encoding="utf-8")
+            self.install(made, self.new.path)
+            lines.renew()
+            code, said = self.pageflip(made, "upgrade", "--domain", "100")
+            self.assertEqual(code, 0, said)
+            now = made.path(_RUN / "100.pid").read_text(encoding="ascii").strip()
+            self.assertNotEqual(now, was)
+            self.assertEqual(list(made.processes("kvm")), [int(now)])
+            self.assertEqual(made.path(f"/proc/{now}/cgroup").read_text(encoding="utf-8"), scope)
+            self.assertIn(f"{self.new.version}, by flip", said)
+            names = sorted(one.name for one in made.path(_RUN).iterdir())
+            self.assertEqual(names, ["100.pid", "100.qga", "100.qmp"])
+            events = made.path(_LOG).read_text(encoding="utf-8").splitlines()
+            self.assertEqual(events[-1], f"connected 100 {now}")
+            self.assertNotIn("cleanup 100", events)
+            lines.find()
+            report = integrity.check(lines.control, TOUCHED)
+            self.assertEqual(report.status["bad_pages"], 0, report)
+            made.run("kill", now)
+            for _ in Deadline.after(30, "the event daemon sees the guest's end").poll(0.1):
+                if "cleanup 100" in made.path(_LOG).read_text(encoding="utf-8"):
+                    break
+
+    def test_busy(self) -> None:
+        """A guest that Proxmox VE is at work at is refused, and not touched."""
+        with self.node() as (made, sockets), self.guest(made, sockets):
+            was = list(made.processes("kvm"))
+            self.install(made, self.new.path)
+            made.path("/etc/pve/qemu-server").mkdir(parents=True)
+            made.path("/etc/pve/qemu-server/100.conf").write_text("lock: backup\n[a]\n")
+            code, said = self.pageflip(made, "upgrade", "--domain", "100")
+            self.assertEqual(code, 3, said)
+            self.assertIn("guest 100 is locked (backup)", said)
+            self.assertEqual(list(made.processes("kvm")), was)
+            events = made.path(_LOG).read_text(encoding="utf-8").splitlines()
+            self.assertEqual(events, [f"connected 100 {was[0]}"])
