@@ -386,9 +386,7 @@ def libvirt_host(
         host = LibvirtHost(made, image, directory / "out", user)
         if old:
             host.install(old)
-            made.path(_SHARE).mkdir(exist_ok=True)
-            for file in firmware.iterdir():
-                shutil.copy(file, made.path(_SHARE))
+            shutil.copytree(firmware, made.path(_SHARE), dirs_exist_ok=True)
         made.path(_IMAGES).mkdir(parents=True, exist_ok=True)
         assert image.initrd
         for file in (image.kernel, image.initrd):
