@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """``pageflip upgrade --domain``: guests of a real libvirt, in namespaces of the test's own.
 
-Parameters (avocado -p): old (10.0), new (10.2).
+Parameters (avocado -p): old, new: the pair.
 """
 
 import json

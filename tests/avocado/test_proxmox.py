@@ -38,8 +38,8 @@ class Proxmox(avocado.Test):
     def setUp(self) -> None:
         """Build what is needed."""
         self.layout = Layout.default().into(Path(self.outputdir))
-        self.old = binary.binary_of(self.layout, self.params.get("old", default="10.0"))
-        self.new = binary.binary_of(self.layout, self.params.get("new", default="10.2"))
+        self.old = binary.binary_of(self.layout, self.params.get("old", default="old"))
+        self.new = binary.binary_of(self.layout, self.params.get("new", default="new"))
 
     @contextmanager
     def node(self) -> Iterator[tuple[Bed, Path]]:
