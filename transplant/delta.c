@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "elf.h"
+#include "remote.h"
 
 #ifndef MADV_COLLAPSE
 #define MADV_COLLAPSE 25
@@ -65,14 +66,13 @@ static int read_entries(int fd, uint64_t address, uint64_t *entries, size_t coun
     return 0;
 }
 
+/*
+ * By /proc/PID/mem, and not by process_vm_readv(2): that pins the pages, and the kernel gives each
+ * owner of a page a copy of its own before one of them may be pinned.
+ */
 static int fetch(pid_t pid, uint64_t address, uint8_t *data, size_t size, struct error *error)
 {
-    struct iovec here = { data, size }, far = { (void *)address, size };
-
-    if (process_vm_readv(pid, &here, 1, &far, 1, 0) != (ssize_t)size) {
-        return fail_errno(error, "cannot read guest memory at %#lx", (unsigned long)address);
-    }
-    return 0;
+    return remote_read(pid, address, data, size, error);
 }
 
 static int copy_pages(pid_t old, pid_t new, uint64_t from, uint64_t to, size_t size,
