@@ -19,8 +19,9 @@ from lab.transplant import helper
 from lab.vm.binary import Binary
 from lab.vm.qemu import Qemu
 
-#: close_range(2), with which the child drops what it is not to have, is the newest that it takes.
-_KERNEL = (5, 9)
+#: The guest runs while it is forked.  Before this one, what the kernel reads past the page cache
+#: (O_DIRECT) may then go to the child's copy of a page, and the guest never sees it.
+_KERNEL = (6, 3)
 #: Of capabilities(7): to trace whoever it is, to read page frames and suspend a filter.
 _CAP_SYS_PTRACE, _CAP_SYS_ADMIN = 19, 21
 #: In Documentation/admin-guide/LSM/Yama.rst: nobody may trace anybody, until the next boot.
