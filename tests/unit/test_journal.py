@@ -245,9 +245,20 @@ def test_who_waits_for_the_guest_is_found_by_its_mark(tmp_path: Path) -> None:
         lab(code, "-incoming", f"localhost:{mark}/migrate") as first,
         lab(code, f"{mark}/qmp.log"),
         lab(code, "-incoming", "defer"),
-        subprocess.Popen(["sleep", "100"], env={**os.environ, "X": mark}) as second,
+        subprocess.Popen(
+            ["cat"],
+            env={**os.environ, "X": mark},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=0,
+        ) as second,
     ):
         try:
+            # Popen returns from the midst of execve(2), before there is an environment to be read.
+            assert second.stdin
+            assert second.stdout
+            second.stdin.write(b"\n")
+            second.stdout.readline()
             found = {one.pid for one in identity.marked(mark, variable)}
             assert found == {first.pid, second.pid}
         finally:
