@@ -206,14 +206,17 @@ def _wait_ready(told: int, log: Path) -> None:
 def _groups() -> Iterator[list[Path]]:
     """Have a cgroup of our own in each hierarchy that this machine has (cgroups(7))."""
     # Not with the lab's own prefix: it ends who is in a group of that which nobody holds.
-    name = f"{_GROUP}{secrets.token_hex(4)}"
+    name = f"{_GROUP}{os.getpid()}-{secrets.token_hex(4)}"
     made: list[Path] = []
     try:
         for line in Path("/proc/self/mounts").read_text(encoding="utf-8").splitlines():
             where, kind = line.split()[1:3]
             if kind in {"cgroup", "cgroup2"}:
-                for stale in Path(where).glob(f"{_GROUP}*"):
-                    _remove_empty(stale)
+                for other in Path(where).glob(f"{_GROUP}*"):
+                    # Those of a bed that is in use may be empty as well, between two QEMUs.
+                    maker = other.name.removeprefix(_GROUP).partition("-")[0]
+                    if not Path("/proc", maker).exists():
+                        _remove_empty(other)
                 group = Path(where, name)
                 group.mkdir()
                 made.append(group)
