@@ -169,6 +169,8 @@ def lacks(new: Binary, found: Running) -> Iterator[str]:
         known = {name for names in re.findall(_NAMED, text, re.MULTILINE) for name in names}
         for name in sorted(wanted - known - {""}):
             yield f"the new QEMU has no {what}{name}"
+    if found.binary.version != new.version and _has_all_features(found):
+        yield "-cpu max: the processor is whatever a version can emulate, and these are two"
 
 
 #: A name in what QEMU prints of what it has: a device's and its alias, or a line's first word.
@@ -184,6 +186,14 @@ def _devices(found: Running) -> set[str]:
     if not found.truth:
         return {driver(text) for text in options(found.argv, "device")}
     return {device.type for device in found.truth.devices.values() if device.asked}
+
+
+def _has_all_features(found: Running) -> bool:
+    """Whether its processors are of the model ``max``."""
+    if not found.truth:
+        return any(values(text).get("") == "max" for text in options(found.argv, "cpu"))
+    types = {device.type for device in found.truth.devices.values()}
+    return any(name.startswith("max-") and name.endswith("-cpu") for name in types)
 
 
 def _objects(found: Running) -> set[str]:

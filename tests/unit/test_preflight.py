@@ -133,6 +133,19 @@ def test_what_stands_against_taking_it_from_outside(words: str, why: str) -> Non
     assert len(list(outside.reasons(qemu(*harmless.split())))) == 1
 
 
+def test_all_features_of_a_version_are_not_those_of_another() -> None:
+    told = "-cpu max: the processor is whatever a version can emulate, and these are two"
+    older = dataclasses.replace(NEW, version="10.0.13")
+    for cpu in ("max", "max,sse4a=off"):
+        same = qemu("-cpu", cpu)
+        assert told in examined(dataclasses.replace(same, binary=older)).ways[0].reasons
+        assert told not in examined(same).ways[0].reasons
+    for kind, refused in (("max-x86_64-cpu", True), ("qemu64-x86_64-cpu", False)):
+        has = truth(devices={"/machine/unnamed/cpu[0]": Device(type=kind, properties={})})
+        found = dataclasses.replace(qemu("-cpu", "max"), binary=older, truth=has)
+        assert (told in examined(found).ways[0].reasons) == refused
+
+
 def test_no_way_at_all() -> None:
     for found in (
         qemu(blockers=("a device cannot be moved",)),
