@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """``python -m lab``, and the program ``pageflip`` of what is installed."""
 
+import signal
 import sys
 
 
@@ -21,6 +22,10 @@ def main() -> int:
 
         streams.say("interrupted")
         return 130
+    finally:
+        # The exit code stands.  In the interpreter's own end a signal would replace it.
+        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(signum, signal.SIG_IGN)
 
 
 if __name__ == "__main__":

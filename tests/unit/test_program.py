@@ -173,3 +173,19 @@ def test_no_home_and_no_current_directory(tmp_path: Path) -> None:
 
 def test_a_number_that_is_none() -> None:
     told(shell(f"{shlex.join(PROGRAM)} upgrade --pid ² --new /x"), 2, "neither a process id nor")
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_the_interpreters_own_end_is_not_interrupted(signum: int) -> None:
+    """An object that is taken down with its module sends the signal: Python's handlers are gone."""
+    code = (
+        "import os, sys\n"
+        "class Late:\n"
+        f"    def __del__(self, kill=os.kill, pid=os.getpid()): kill(pid, {int(signum)})\n"
+        "late = Late()\n"
+        "from lab.__main__ import main\n"
+        "sys.argv = ['pageflip', '--version']\n"
+        "sys.exit(main())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, check=False)
+    assert done.returncode == 0
