@@ -16,7 +16,7 @@ import signal
 import subprocess
 import threading
 import weakref
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,7 +49,7 @@ GIT_LOCAL = frozenset(
 Argv = Sequence[str | os.PathLike[str]]
 _TAIL_LINES = 30
 _GRACE_S = 5.0
-#: What `ChildOf.poll` returns for a process that has ended: its exit status is not known.
+#: What a process of others has ended with: its exit status is not known.
 ENDED = 255
 
 
@@ -243,69 +243,6 @@ def children(pid: int) -> Iterator[int]:
     with suppress(OSError):
         for tasks in Path(f"/proc/{pid}/task").glob("*/children"):
             yield from map(int, tasks.read_text(encoding="ascii").split())
-
-
-class ChildOf:
-    """The child that a process of ours starts by itself, with the interface of a Popen.
-
-    It is in its parent's process group, and is ended with it.  `besides` are other children of it.
-    """
-
-    def __init__(self, parent: int, besides: Collection[int] = ()) -> None:
-        self._parent = parent
-        self._besides = besides
-        self._found: Foreign | None = None
-
-    @property
-    def pid(self) -> int:
-        """Its process id; 0 until there is one."""
-        if not self._found:
-            found = [child for child in children(self._parent) if child not in self._besides]
-            if not found and not self._parent_lives:
-                found = [self._left_behind()]
-            if any(found):
-                self._found = Foreign(found[-1])
-        return self._found.pid if self._found else 0
-
-    @property
-    def _parent_lives(self) -> bool:
-        return Path(f"/proc/{self._parent}").exists()
-
-    def _left_behind(self) -> int:
-        """Return the process that is still in the parent's group, or 0 (proc_pid_stat(5))."""
-        for process in Path("/proc").glob("[0-9]*"):
-            if stat(int(process.name))[2:3] == [str(self._parent)]:
-                return int(process.name)
-        return 0
-
-    def poll(self) -> int | None:
-        """Return None until it has ended, or can come no more; only its parent knows how it did."""
-        if self.pid and self._found:
-            return self._found.poll()
-        return None if self._parent_lives else ENDED
-
-
-class Become:
-    """What a process of ours is once it has executed another program, in its own place.
-
-    Its command line has `mark` in it then.
-    """
-
-    def __init__(self, process: Process, mark: str) -> None:
-        self._process = process
-        self._mark = mark.encode()
-
-    @property
-    def pid(self) -> int:
-        """Its process id; 0 as long as it is what it was (proc_pid_cmdline(5))."""
-        with suppress(OSError):
-            if self._mark in Path(f"/proc/{self._process.pid}/cmdline").read_bytes():
-                return self._process.pid
-        return 0
-
-    def poll(self) -> int | None:
-        """Return None until the process has ended, whichever program it runs."""
-        return self._process.poll()
 
 
 def run(

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lab import mechanisms
-from lab.base import process
+from lab.base import becoming, process
 from lab.base.deadline import Deadline, DeadlineError
 from lab.base.errors import CannotTellError, LabError, PreconditionError
 from lab.base.identity import Who
@@ -236,7 +236,7 @@ def _successor(
     record.write("new", {"argv": command.argv()})
     if plan.mechanism.inherits:
         helpers = set(process.children(found.pid))
-        promised = process.ChildOf(found.pid, helpers)
+        promised = becoming.ChildOf(found.pid, helpers)
         yield Qemu("new", command, promised, record.directory / "new.log"), lambda: None
         return
     log = record.log("new.log")

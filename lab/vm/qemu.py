@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from lab.base import becoming
 from lab.base import process as run
 from lab.base.deadline import Deadline, DeadlineError
 from lab.base.errors import CannotTellError
@@ -168,9 +169,9 @@ class VmFactory:
     def expect(self, name: str, machine: Machine, parent: Vm, *, in_place: bool = False) -> Vm:
         """Make everything ready for a QEMU that `parent` is going to start, or `in_place` to be."""
         process = (
-            run.Become(parent.process, str(machine.sockets))
+            becoming.Become(parent.process, str(machine.sockets))
             if in_place
-            else run.ChildOf(parent.pid)
+            else becoming.ChildOf(parent.pid)
         )
         control, heart = self._lines(machine)
         log = self.directory / f"{name}.log"

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lab.base import process
+from lab.base import becoming, process
 from lab.base.deadline import Deadline, DeadlineError
 from lab.base.errors import CannotTellError
 from lab.base.layout import CHECKOUT
@@ -181,7 +181,7 @@ def test_the_child_of_a_child(tmp_path: Path) -> None:
     go = tmp_path / "go"
     os.mkfifo(go)
     with process.spawned(["sh", "-c", f"read line < {go}; sleep 100 & wait"]) as parent:
-        child = process.ChildOf(parent.pid)
+        child = becoming.ChildOf(parent.pid)
         assert (child.pid, child.poll()) == (0, None)
         go.write_text("go\n")
         for _ in Deadline.after(10, "the sleep").poll(0.01):
@@ -195,9 +195,39 @@ def test_the_child_of_a_child(tmp_path: Path) -> None:
         assert child.poll() == process.ENDED
 
 
+def test_a_child_that_only_tries_something_is_not_the_one() -> None:
+    """It runs its parent's own program, and ends; the one that becomes another comes later."""
+    code = (
+        "import os, sys, time\n"
+        "trial = os.fork() or time.sleep(100)\n"
+        "print(trial, flush=True)\n"
+        "sys.stdin.readline()\n"
+        "os.kill(trial, 9); os.waitpid(trial, 0)\n"
+        "new = os.fork() or os.execvp('sleep', ['sleep', '100'])\n"
+        "print(new, flush=True)\n"
+        "sys.stdin.readline()\n"
+        "os.kill(new, 9)\n"
+    )
+    argv = [sys.executable, "-c", code]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(argv, stdin=pipe, stdout=pipe, bufsize=0) as parent:
+        assert parent.stdin
+        assert parent.stdout
+        child = becoming.ChildOf(parent.pid)
+        assert int(parent.stdout.readline())
+        assert (child.pid, child.poll()) == (0, None)
+        parent.stdin.write(b"\n")
+        new = int(parent.stdout.readline())
+        for _ in Deadline.after(10, "the sleep").poll(0.01):
+            if child.pid:
+                break
+        assert (child.pid, child.poll()) == (new, None)
+        parent.stdin.write(b"\n")
+
+
 def test_the_child_of_a_child_ends_with_the_block() -> None:
     with process.spawned(["sh", "-c", "sleep 100 & wait"]) as parent:
-        child = process.ChildOf(parent.pid)
+        child = becoming.ChildOf(parent.pid)
         for _ in Deadline.after(10, "the sleep").poll(0.01):
             if child.pid:
                 break
@@ -211,7 +241,7 @@ def test_a_child_is_found_when_its_parent_is_gone() -> None:
     with subprocess.Popen(argv, start_new_session=True, stdout=subprocess.PIPE) as parent:
         assert parent.stdout
         parent.stdout.readline()
-        child = process.ChildOf(parent.pid)
+        child = becoming.ChildOf(parent.pid)
         parent.kill()
         parent.wait()
         assert child.poll() is None
@@ -225,7 +255,7 @@ def test_what_a_process_becomes_is_not_there_before(tmp_path: Path) -> None:
     go = tmp_path / "go"
     os.mkfifo(go)
     with process.spawned(["sh", "-c", f"read x <{go}; exec sleep 97.25"]) as shell:
-        new = process.Become(shell, "\x0097.25\x00")
+        new = becoming.Become(shell, "\x0097.25\x00")
         assert (new.pid, new.poll()) == (0, None)
         go.write_text("go\n")
         for _ in Deadline.after(10, "the sleep").poll(0.01):
@@ -239,7 +269,7 @@ def test_what_a_process_becomes_is_not_there_before(tmp_path: Path) -> None:
 
 def test_a_child_that_can_come_no_more_has_ended() -> None:
     with subprocess.Popen(["sleep", "100"]) as parent:
-        child = process.ChildOf(parent.pid)
+        child = becoming.ChildOf(parent.pid)
         assert child.poll() is None
         parent.kill()
     assert child.poll() == process.ENDED
@@ -265,7 +295,7 @@ def test_a_process_that_is_not_ours_is_held_by_more_than_its_number() -> None:
 
 def test_a_child_of_a_child_is_held_too() -> None:
     with process.spawned(["sh", "-c", "sleep 100 & wait"]) as parent:
-        child = process.ChildOf(parent.pid)
+        child = becoming.ChildOf(parent.pid)
         for _ in Deadline.after(10, "the sleep").poll(0.01):
             if child.pid:
                 break
