@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import socket
 import struct
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -27,6 +29,7 @@ def serve(client: socket.socket, log: Path) -> None:
     """Talk to one QEMU until it is gone."""
     size = struct.calcsize("3i")
     pid, _, _ = struct.unpack("3i", client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
+    process = os.pidfd_open(pid)
     words = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
     found = re.search(r"qemu-server/(\d+)\.qmp", " ".join(words))
     assert found
@@ -34,11 +37,15 @@ def serve(client: socket.socket, log: Path) -> None:
     client.recv(65536)
     client.send(b'{"execute": "qmp_capabilities"}\n')
     told(log, f"connected {guest} {pid}")
-    while client.recv(65536):
-        pass
+    with suppress(ConnectionResetError):
+        while client.recv(65536):
+            pass
+    # The connection goes first: the process is still there for a moment.
+    select.select([process], [], [])
     told(log, f"gone {guest} {pid}")
     now = Path(f"/run/qemu-server/{guest}.pid")
-    if not now.exists() or not Path("/proc", now.read_text(encoding="ascii").strip()).exists():
+    owner = now.read_text(encoding="ascii").strip() if now.exists() else ""
+    if owner in {"", str(pid)} or not Path("/proc", owner).exists():
         told(log, f"cleanup {guest}")
 
 
