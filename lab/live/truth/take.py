@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A running QEMU's truth, taken: everything is asked, and nothing is changed."""
+"""A running QEMU's truth, taken: what the model has is asked, and nothing is changed."""
 
 from __future__ import annotations
 
