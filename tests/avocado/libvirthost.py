@@ -225,7 +225,9 @@ class LibvirtHost:
         return Path(self.runtime, "libvirt/qemu/run") if self.user else Path("/run/libvirt/qemu")
 
     def status(self, name: str) -> bytes:
-        """Return a domain's status XML."""
+        """Return a domain's status XML, as it is once libvirt's daemon has found the domain."""
+        # A daemon writes it when it has found a domain, and answers for the domain no sooner.
+        self.version(name)
         return self.bed.path(self.state / f"{name}.xml").read_bytes()
 
     def pid(self, name: str) -> int:
