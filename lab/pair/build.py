@@ -258,7 +258,7 @@ def _compiled(recipe: _BuildRecipe) -> Path:
             )
     if recipe.source.kind is not Kind.DEBIAN:
         firmware.keep_upstream(recipe.layout, tree)
-    if not (objects / "configured").is_file():
+    if not _is_configured(objects):
         _configure(recipe, objects)
     _compile(recipe, objects)
     return objects
@@ -287,6 +287,14 @@ def _environment(recipe: _BuildRecipe) -> dict[str, str]:
     }
 
 
+def _is_configured(objects: Path) -> bool:
+    """Whether it is, with the Python that runs this: another checkout's may be gone by now."""
+    try:
+        return (objects / "configured").read_text(encoding="utf-8") == sys.executable
+    except FileNotFoundError:
+        return False
+
+
 def _configure(recipe: _BuildRecipe, objects: Path) -> None:
     if objects.exists():
         shutil.rmtree(objects)
@@ -304,7 +312,7 @@ def _configure(recipe: _BuildRecipe, objects: Path) -> None:
             objects,
             "configure",
         )
-    (objects / "configured").touch()
+    (objects / "configured").write_text(sys.executable, encoding="utf-8")
 
 
 def _compile(recipe: _BuildRecipe, objects: Path) -> None:

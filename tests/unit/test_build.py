@@ -331,6 +331,23 @@ def test_an_interrupted_build_is_taken_up_where_it_was_left(
     assert _done(done) == ["configure", _QEMU, "qemu-img", "qemu-img"]
 
 
+def test_a_build_that_another_checkout_began_is_configured_again(
+    make: Make, done: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """QEMU's build directory runs the Python that configured it, which may be gone."""
+    with monkeypatch.context() as broken:
+        broken.setenv("FAKE_ERROR", "error: no")
+        with pytest.raises(CannotTellError):
+            make()
+    other = tmp_path / "other" / "python"
+    other.parent.mkdir()
+    other.symlink_to(sys.executable)
+    before = _done(done)
+    monkeypatch.setattr(sys, "executable", str(other))
+    make()
+    assert _done(done)[len(before) :] == ["configure", _QEMU, "qemu-img"]
+
+
 @given(st.text())
 def test_telling_lines_are_lines_of_the_output(output: str) -> None:
     shown = [line[4:] for line in build.telling(output).splitlines()]
