@@ -31,6 +31,7 @@ VERBS: dict[str, tuple[str, str]] = {
         "try an upgrade up to the moment the guest would change QEMUs, and go back",
     ),
     "bench": ("lab.verbs.bench", "compare mechanisms: many upgrades, interleaved, with statistics"),
+    "pairs": ("lab.verbs.pairs", "try every old QEMU with every new one, and make a table"),
     "report": ("lab.verbs.report", "make a page of a bench or an upgrade"),
     "recover": ("lab.verbs.recover", "bring live upgrades to their end that were left half done"),
     "preflight": ("lab.verbs.preflight", "look at a running QEMU: how it could be upgraded"),

@@ -78,6 +78,14 @@ class GuestOptions(Model):
             compared=True,
         ),
     ] = ""
+    devices: Annotated[
+        str,
+        Option(
+            "what else the guest has, with spaces between: as QEMU's -device takes it",
+            "'A B,...'",
+            compared=True,
+        ),
+    ] = ""
     accel: Annotated[
         str,
         Option(

@@ -95,6 +95,7 @@ def old_machine(stage: Stage) -> Machine:
         backing=mechanisms.backing(stage.mechanism, options.pages),
         ram_file=stage.ram_file,
         disk=disk.overlay(image.disk, stage.sockets),
+        devices=tuple(options.devices.split()),
     )
     chosen = accel.choose(stage.layout, options.accel, machine)
     if chosen.reason:

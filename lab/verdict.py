@@ -54,7 +54,7 @@ def judge(limits: Limits, seen: Observation) -> Verdict:
     reasons = [
         *_outcome(seen),
         *_integrity(seen),
-        *(f"{found.name}: {text}" for found in seen.workloads for text in found.problems),
+        *_workloads(seen),
         *_pause(limits, seen),
         *_memory(limits, seen),
     ]
@@ -64,7 +64,21 @@ def judge(limits: Limits, seen: Observation) -> Verdict:
 
 def faults(result: Result) -> list[str]:
     """Return the reasons of `result` that no limit, however generous, would take away."""
-    seen = Observation(
+    seen = _seen(result)
+    boundless = Limits(pause_ms=math.inf, memory_ratio=math.inf)
+    beyond = set(judge(result.limits, seen).reasons) - set(judge(boundless, seen).reasons)
+    return [reason for reason in result.reasons if reason not in beyond]
+
+
+def harm(result: Result) -> list[str]:
+    """Return what the guest of `result` lost, under whichever QEMU it runs now."""
+    seen = _seen(result)
+    return [*_integrity(seen), *_workloads(seen)]
+
+
+def _seen(result: Result) -> Observation:
+    """Return what a result was made from, but for the words of a failure."""
+    return Observation(
         mechanism=result.mechanism,
         outcome=result.outcome,
         failure="",
@@ -73,9 +87,6 @@ def faults(result: Result) -> list[str]:
         integrity=result.integrity,
         workloads=tuple(result.workloads),
     )
-    boundless = Limits(pause_ms=math.inf, memory_ratio=math.inf)
-    beyond = set(judge(result.limits, seen).reasons) - set(judge(boundless, seen).reasons)
-    return [reason for reason in result.reasons if reason not in beyond]
 
 
 def _outcome(seen: Observation) -> list[str]:
@@ -106,6 +117,10 @@ def _integrity(seen: Observation) -> list[str]:
         f"kernel log records not seen: {found.kernel_log_lost}": found.kernel_log_lost,
     }
     return [text for text, wrong in checks.items() if wrong]
+
+
+def _workloads(seen: Observation) -> list[str]:
+    return [f"{found.name}: {text}" for found in seen.workloads for text in found.problems]
 
 
 def _pause(limits: Limits, seen: Observation) -> list[str]:

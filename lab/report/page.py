@@ -18,11 +18,11 @@ from lab.measure.timeline import Timeline
 from lab.model import Result
 from lab.report import charts, screen, strips, tables, words
 from lab.report.tables import TITLES, digits
-from lab.report.words import Words
+from lab.report.words import State, Words
 from lab.results.figures import Bench, Run
 
-#: A cell of a table: what it says, and in small print below what else.
-Cell = tuple[str, str]
+#: A cell of a table: what it says, in small print below what else, and whether that is good.
+Cell = tuple[str, str] | tuple[str, str, State]
 _MIB = 2**20
 #: Where the label of a mechanism may be broken.
 _JOINTS = re.compile(r"(?=@|(?<!:):|\+|/)|(?<=,)(?=\S)")
@@ -47,7 +47,7 @@ class Section:
 
 def of_bench(bench: Bench, lines: dict[str, Timeline]) -> str:
     """Return the page of a bench; `lines` are timelines of runs by their directory's name."""
-    return _page(
+    return render(
         f"Bench of {bench.started[:16].replace('T', ', ')} UTC",
         words.of_bench(bench),
         sections=list(_bench_sections(bench, lines)),
@@ -111,7 +111,7 @@ def of_run(result: Result, line: Timeline | None) -> str:
         sections.append(Section("Timeline", charts=[_html(charts.timeline(line))]))
     if parts:
         sections.append(Section("Phases", charts=[_html(parts)]))
-    return _page(
+    return render(
         f"{result.guest} guest, {result.ram_bytes // _MIB} MiB, by {result.mechanism}: "
         f"QEMU {result.old.version} to {result.new.version}",
         words.of_run(result),
@@ -143,7 +143,7 @@ def _breakable(text: str) -> Markup:
     return Markup(safe)  # noqa: S704 -- escaped above
 
 
-def _page(
+def render(
     title: str,
     verdict: Words,
     *,
@@ -152,6 +152,8 @@ def _page(
     command: str,
     reasons: Sequence[str] = (),
 ) -> str:
+    """Return a page; the library that draws is in it where there is something to draw."""
+    drawn = any(section.charts for section in sections)
     loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
     environment = jinja2.Environment(loader=loader, autoescape=True)
     environment.filters["breakable"] = _breakable
@@ -162,5 +164,5 @@ def _page(
         sections=sections,
         remarks=remarks,
         command=command,
-        plotly_js=Markup(get_plotlyjs()),  # noqa: S704 -- the library itself
+        plotly_js=Markup(get_plotlyjs()) if drawn else "",  # noqa: S704 -- the library itself
     )

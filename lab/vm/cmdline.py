@@ -84,6 +84,8 @@ class Machine:
     machine_type: str = DEFAULT_BOARD
     incoming: tuple[str, ...] = ()
     nics: tuple[Nic, ...] = ()
+    #: What else it has, as -device takes it.
+    devices: tuple[str, ...] = ()
     #: What the guest boots from (qcow2), where it has one; then QEMU's own agent is in the guest.
     disk: Path | None = None
     #: Whether its serial port is the terminal, and not `serial_log`.
@@ -151,6 +153,8 @@ class Machine:
             ]
         words += _disk(self)
         words += _network(self)
+        for device in self.devices:
+            words += ["-device", device]
         for where in self.incoming:
             words += ["-incoming", where]
         if self.trace_log:

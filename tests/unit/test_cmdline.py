@@ -115,3 +115,20 @@ def test_a_card_on_a_tap_that_is_given_by_number() -> None:
     assert machine.descriptors == (7, 9)
     assert "tap,id=net0,fd=7" in words
     assert any("netdev=net1,mac=52:54:00:00:00:02" in word for word in words)
+
+
+def test_a_guest_has_the_devices_that_were_asked_for_under_both() -> None:
+    more = ("virtio-rng-pci", "e1000e,romfile=")
+    old = dataclasses.replace(OLD, devices=more)
+    new = cmdline.successor(
+        old,
+        qemu=Path("/new/qemu"),
+        firmware=Path("/firmware"),
+        sockets=Path("/s/new"),
+        serial_log=Path("/run/new.log"),
+        incoming=("defer",),
+    )
+    for machine in (old, new):
+        words = machine.argv()
+        given = [words[place + 1] for place, word in enumerate(words) if word == "-device"]
+        assert tuple(given[-2:]) == more
