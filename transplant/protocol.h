@@ -20,7 +20,7 @@
 #include "error.h"
 
 #define PROTOCOL_MAGIC 0x50465450u /* "PTFP" */
-#define PROTOCOL_VERSION 1
+#define PROTOCOL_VERSION 2
 #define PROTOCOL_REPLY 0x8000
 #define PROTOCOL_MOST (1u << 20)
 
@@ -30,7 +30,7 @@ enum request {
     REQUEST_START = 3,   /* fork the old QEMU, and make the child the new one */
     REQUEST_ADOPT = 4,   /* move the memory under the RAM blocks of the new QEMU */
     REQUEST_DELTA = 5,   /* bring over what differs by now, or count it */
-    REQUEST_HOLD = 6,    /* the old QEMU stands still, and the new one belongs to nobody */
+    REQUEST_HOLD = 6,    /* the old QEMU stands still; the new one gets its taps, and is nobody's */
     REQUEST_FINISH = 7,  /* end the old QEMU */
     REQUEST_ABANDON = 8, /* end the new QEMU, and leave the old one as it was */
     REQUEST_COLLAPSE = 9 /* put huge pages together again that the fork has split */

@@ -117,18 +117,27 @@ static int move_block(struct remote *remote, const struct maps *maps, uint64_t f
     return remote->error->set ? -1 : 0;
 }
 
-static int move_all(struct recipient *recipient, const struct donor *donor,
-                    const struct maps *maps, struct error *error)
+/* Makes the new QEMU's main thread, which is stopped, ready for calls. */
+static int begin_calls(struct remote *remote, const struct recipient *recipient,
+                       const struct maps *maps, struct error *error)
 {
-    struct remote remote = { .pid = recipient->pid, .tid = recipient->pid, .error = error };
     const struct mapping *vdso = maps_named(maps, "[vdso]");
 
+    *remote = (struct remote){ .pid = recipient->pid, .tid = recipient->pid, .error = error };
     if (!vdso) {
         return fail(error, "the new QEMU has no vdso");
     }
-    remote.instruction = remote_instruction(recipient->pid, vdso->start, vdso->end - vdso->start,
-                                            error);
-    if (!remote.instruction || remote_begin(&remote)) {
+    remote->instruction = remote_instruction(recipient->pid, vdso->start,
+                                             vdso->end - vdso->start, error);
+    return remote->instruction ? remote_begin(remote) : -1;
+}
+
+static int move_all(struct recipient *recipient, const struct donor *donor,
+                    const struct maps *maps, struct error *error)
+{
+    struct remote remote;
+
+    if (begin_calls(&remote, recipient, maps, error)) {
         return -1;
     }
     for (size_t i = 0; i < donor->count; i++) {
@@ -165,6 +174,40 @@ int recipient_adopt(struct recipient *recipient, const struct donor *donor,
     }
     maps_free(&maps);
     recipient->adopt_us = now_us() - begun;
+    return error->set ? -1 : 0;
+}
+
+static int replace_all(const struct recipient *recipient, const struct maps *maps,
+                       const struct replacement *replacements, size_t count, struct error *error)
+{
+    struct remote remote;
+
+    if (begin_calls(&remote, recipient, maps, error)) {
+        return -1;
+    }
+    for (size_t i = 0; i < count; i++) {
+        remote_call(&remote, "the new QEMU cannot take a tap", SYS_dup3, replacements[i].from,
+                    replacements[i].to, O_CLOEXEC, 0, 0, 0);
+        remote_call(&remote, NULL, SYS_close, replacements[i].from, 0, 0, 0, 0, 0);
+    }
+    return remote_end(&remote);
+}
+
+int recipient_replace(struct recipient *recipient, const struct replacement *replacements,
+                      size_t count, struct error *error)
+{
+    struct maps maps = { 0 };
+
+    if (!count) {
+        return 0;
+    }
+    if (!maps_read(&maps, recipient->pid, error) && !remote_interrupt(recipient->pid, error)) {
+        replace_all(recipient, &maps, replacements, count, error);
+        if (ptrace(PTRACE_CONT, recipient->pid, 0, 0)) {
+            fail_errno(error, "the new QEMU does not go on");
+        }
+    }
+    maps_free(&maps);
     return error->set ? -1 : 0;
 }
 

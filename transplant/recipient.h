@@ -18,15 +18,18 @@
 
 #define DESCRIPTORS 64
 
+/* A descriptor that gets another number. */
+struct replacement {
+    int from;
+    int to;
+};
+
 /* What it is to become; all of this is found out before the old QEMU is touched. */
 struct program {
     const char *const *arguments; /* the first one is the file, by its full path */
     size_t argument_count;
     /* What it keeps besides 0, 1 and 2: which of the old QEMU's, and by which number, in order. */
-    struct {
-        int from;
-        int to;
-    } descriptors[DESCRIPTORS];
+    struct replacement descriptors[DESCRIPTORS];
     size_t descriptor_count;
     struct elf_plan file;
     struct elf_plan linker; /* of the dynamic linker, if the file has one */
@@ -61,6 +64,10 @@ int recipient_become(struct recipient *recipient, const struct donor *donor,
  */
 int recipient_adopt(struct recipient *recipient, const struct donor *donor,
                     const struct block *blocks, size_t count, struct error *error);
+
+/* Gives descriptors of the new QEMU's other numbers; what had these is closed by that. */
+int recipient_replace(struct recipient *recipient, const struct replacement *replacements,
+                      size_t count, struct error *error);
 
 /* Sees to its signals, if any are pending.  Returns -1 when it has ended, and says how. */
 int recipient_attend(struct recipient *recipient, struct error *error);

@@ -253,13 +253,23 @@ static void do_delta(struct session *session, struct reader *reader, struct writ
 
 static void do_hold(struct session *session, struct reader *reader, struct writer *writer)
 {
-    uint64_t begun = now_us();
+    struct replacement taps[DESCRIPTORS];
+    uint64_t begun = now_us(), count = read_number(reader);
 
+    if (count > DESCRIPTORS) {
+        fail(session->error, "%lu descriptors", (unsigned long)count);
+        return;
+    }
+    for (size_t i = 0; i < count; i++) {
+        taps[i].from = read_number(reader);
+        taps[i].to = read_number(reader);
+    }
     if (need_end(reader, session->error) || need_recipient(session)) {
         return;
     }
     /* First the new QEMU, which would end with us; then the old one, which must not run again. */
-    if (recipient_let_go(&session->recipient, session->error) ||
+    if (recipient_replace(&session->recipient, taps, count, session->error) ||
+        recipient_let_go(&session->recipient, session->error) ||
         hold_all(&session->hold, session->donor.pid, 0, session->error)) {
         return;
     }

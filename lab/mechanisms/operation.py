@@ -28,6 +28,7 @@ from lab.transplant import blocks, helper, stream
 from lab.transplant.blocks import RamBlock
 from lab.transplant.channel import HelperError
 from lab.transplant.helper import Differing, Helper
+from lab.transplant.taps import StandIns
 from lab.vm import tracelog
 from lab.vm.monitor import QmpError
 from lab.vm.qemu import Qemu
@@ -55,6 +56,7 @@ class Operation(Driven):
         self._old, self._new, self._asked = old, new, asked
         self._stack = ExitStack()
         self._helper: Helper | None = None
+        self._taps: StandIns | None = None
         self._blocks: list[RamBlock] = []
         self._moved: list[Differing] = []
         self._us: dict[str, int] = {}
@@ -85,8 +87,11 @@ class Operation(Driven):
             words[0] = str(Path(words[0]).absolute())
             self._began = True
             self._output_at = _output_size(self._old.pid)
-            with self._lent(self._new.machine.descriptors) as descriptors:
-                made = self._helper.start(words, descriptors, dry=False)
+            self._taps = StandIns(self._new.machine.descriptors, self._old.pid)
+            self._stack.callback(self._taps.close)
+            with self._lent(self._new.machine.descriptors, self._taps.instead) as descriptors:
+                kept = {**descriptors, **self._taps.real}
+                made = self._helper.start(words, kept, dry=False)
             self._us |= {"fork-us": made.fork_us, "held-us": made.held_us}
             self._us["become-us"] = made.become_us
             self._begun_ns = time.monotonic_ns()
@@ -100,10 +105,15 @@ class Operation(Driven):
         return self._stack.enter_context(helper.started(Layout.default(), log))
 
     @contextmanager
-    def _lent(self, descriptors: Sequence[int]) -> Iterator[Mapping[int, int]]:
-        """Let the old QEMU have descriptors of the lab's, by numbers of its own, for the fork."""
+    def _lent(
+        self, descriptors: Sequence[int], instead: Mapping[int, int]
+    ) -> Iterator[Mapping[int, int]]:
+        """Let the old QEMU have descriptors of the lab's, by numbers of its own, for the fork.
+
+        Some have others `instead` of them.
+        """
         monitor = self._old.monitor
-        given = {one: monitor.execute_with(one, "add-fd") for one in descriptors}
+        given = {one: monitor.execute_with(instead.get(one, one), "add-fd") for one in descriptors}
         try:
             yield {one: told["fd"] for one, told in given.items()}
         finally:
@@ -214,7 +224,9 @@ class Operation(Driven):
 
     def _commit(self, helper: Helper, deadline: Deadline, resuming: Look) -> None:
         """Give the guest to the new QEMU.  From the command ``cont`` on there is no way back."""
-        helper.hold()
+        assert self._taps
+        helper.hold(self._taps.places)
+        self._taps.remove()
         deadline.check()
         self._new.alive()
         self._new.monitor.execute("query-status", deadline=deadline)  # it answers

@@ -47,12 +47,6 @@ class Transplant(Mechanism):
             return f"the old QEMU ({old.version}) has no command {lacking[0]}"
         return _missing_here()
 
-    def missing_for_taps(self, old: Binary) -> str:
-        return (
-            "a QEMU without the series resets a tap as soon as it starts, and the old one still "
-            "uses it: transplant leaves guests with a tap alone"
-        )
-
     def prepare(self, old: Qemu, new: Qemu) -> None:
         """Nothing is to be set in either; the helper is made before the clock runs."""
         helper.compiled(Layout.default())

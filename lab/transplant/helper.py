@@ -146,9 +146,14 @@ class Helper:
         found = [Differing(*(answer.number() for _ in range(4))) for _ in range(self._count)]
         return took, found
 
-    def hold(self) -> int:
-        """Let the new QEMU go, and hold the old one's threads until `finish` (microseconds)."""
-        return self._ask(Order.HOLD).number()
+    def hold(self, places: Mapping[int, int]) -> int:
+        """Let the new QEMU go, and hold the old one's threads until `finish` (microseconds).
+
+        Before that, descriptors of the new QEMU's change their `places`: the numbers that they are
+        to have, and those that they had.
+        """
+        pairs = [number for to, since in places.items() for number in (since, to)]
+        return self._ask(Order.HOLD, len(places), *pairs).number()
 
     def finish(self) -> int:
         """End the old QEMU (microseconds)."""

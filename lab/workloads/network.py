@@ -68,7 +68,7 @@ class _NetworkRun(WorkloadRun):
     def succeed(self, machine: Machine, mechanism: Mechanism) -> Machine:
         """Give the new QEMU a tap.
 
-        One that the old QEMU starts leaves the very tap alone until the guest runs there.  Any
+        One that the old QEMU starts gets the very tap, once the guest is to run there.  Any
         other would at once set the tap to another header than the guest still uses, and gets one
         of its own on the same bridge.
         """

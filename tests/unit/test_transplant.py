@@ -492,7 +492,7 @@ def test_the_lab_and_the_helper_speak_the_same_way(pure: ctypes.CDLL) -> None:
     for wrong, words in (
         (header, b""),
         (b"\0" * 4 + header[4:], b"no frame"),
-        (header[:4] + b"\2\0" + header[6:], b"version 2"),
+        (header[:4] + b"\1\0" + header[6:], b"version 1"),
         (header[:8] + b"\xff\xff\xff\0" + header[12:], b"the most is"),
     ):
         error = Error()

@@ -120,7 +120,8 @@ def test_the_helper_refuses_what_it_cannot_take(tmp_path: Path) -> None:
             (lambda: one.start(["/bin/true"], {}, dry=True), "nothing was examined"),
             (lambda: one.adopt([ram]), "no new QEMU"),
             (one.count, "no new QEMU"),
-            (one.hold, "no new QEMU"),
+            (lambda: one.hold({}), "no new QEMU"),
+                (lambda: one.hold({number: 9 for number in range(65)}), "65 descriptors"),
             (one.finish, "is not held"),
         ):
             with pytest.raises(HelperError, match=words):
