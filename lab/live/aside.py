@@ -23,6 +23,7 @@ _MOMENT = ".pageflip-now"
 #: What is behind a file's name while it is put aside.
 SUFFIXES = ("", _OLD, _NEW, _BOTH, _MOMENT)
 _HINT = "be the user that QEMU runs as, or root"
+_VHOST = "/dev/vhost-net"
 #: pidfd_getfd(2), the same number on every architecture.
 _PIDFD_GETFD = 438
 
@@ -264,23 +265,40 @@ def descriptors(pid: int, passed: Sequence[Passed]) -> Iterator[list[int]]:
     Raises PreconditionError when they cannot be had (ptrace(2) rules who may).
     """
     with ExitStack() as held:
-        found = []
+        found: list[int] = []
         for one in passed:
-            number = _descriptor(pid, _number(pid, one))
-            held.callback(os.close, number)
-            found.append(number)
+            for number in _numbers(pid, one):
+                found.append(_descriptor(pid, number))
+                held.callback(os.close, found[-1])
+            for _ in range(one.workers):
+                found.append(_worker())
+                held.callback(os.close, found[-1])
         yield found
 
 
-def _number(pid: int, one: Passed) -> int:
-    if one.descriptor is not None:
-        return one.descriptor
+def _numbers(pid: int, one: Passed) -> list[int]:
+    """Return the numbers of descriptors in the old QEMU; a tap's in the order of its queues."""
+    if one.numbers:
+        return one.numbers
     name = one.parts["ifname"]
-    for entry in Path(f"/proc/{pid}/fdinfo").iterdir():
+    found = []
+    for entry in sorted(Path(f"/proc/{pid}/fdinfo").iterdir(), key=lambda entry: int(entry.name)):
         with suppress(OSError):
             if f"iff:\t{name}\n" in entry.read_text(encoding="utf-8"):
-                return int(entry.name)
-    raise PreconditionError(f"process {pid} has no descriptor of tap {name}")
+                found.append(int(entry.name))
+    if len(found) != one.queues:
+        raise PreconditionError(
+            f"process {pid} has {len(found)} descriptors of tap {name}, and not {one.queues}"
+        )
+    return found
+
+
+def _worker() -> int:
+    """Return a descriptor of vhost's that nobody has used."""
+    try:
+        return os.open(_VHOST, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        raise PreconditionError(f"{_VHOST}: {error.strerror}", "modprobe vhost_net") from error
 
 
 def _descriptor(pid: int, number: int) -> int:

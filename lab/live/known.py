@@ -14,7 +14,10 @@ from pathlib import Path
 FILE = Path(__file__).with_name("options.json")
 RELEASES: dict[str, dict[str, list[str]]] = json.loads(FILE.read_text(encoding="utf-8"))
 
+#: Options with a value that are Proxmox VE's own, which installs QEMU with them.
+_PROXMOX = frozenset({"id"})
+
 #: Options without a value.
 WITHOUT = frozenset(name for one in RELEASES.values() for name in one["without"])
 #: Options with one.
-WITH = frozenset(name for one in RELEASES.values() for name in one["with"])
+WITH = frozenset(name for one in RELEASES.values() for name in one["with"]) | _PROXMOX

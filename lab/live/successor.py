@@ -52,26 +52,50 @@ _SHORT = {
 _MONITORS = frozenset({"monitor", "qmp", "qmp-pretty"})
 
 
+#: How a tap is had that is none by descriptor; QEMU takes none of it beside one (net/tap.c).
+_OF_NAMES = frozenset(
+    {"ifname", "script", "downscript", "queues", "vnet_hdr", "fd", "fds", "vhostfd", "vhostfds"}
+)
+
+
 @dataclass(frozen=True)
 class Passed:
-    """A descriptor of the old QEMU's that the new one gets: a tap, a listening socket, an fdset's.
+    """Descriptors of the old QEMU's that the new one gets: a tap, a listening socket, an fdset's.
 
-    Which word of the command line names it, and how.
+    Which word of the command line names them, and how.
     """
 
     word: int
     parts: dict[str, str]
 
     @property
-    def descriptor(self) -> int | None:
-        """Its number in the old QEMU, where the command line has it."""
-        return whole(self.parts.get("fd", ""))
+    def numbers(self) -> list[int]:
+        """Their numbers in the old QEMU, where the command line has them."""
+        named = self.parts.get("fds") or self.parts.get("fd") or ""
+        return [number for one in named.split(":") if (number := whole(one)) is not None]
 
-    def with_descriptor(self, number: int) -> str:
-        """Return the option's value with another number for the descriptor."""
-        gone = {"ifname", "script", "downscript", "fd"}
-        kept = {name: value for name, value in self.parts.items() if name not in gone}
-        return text_of({**kept, "fd": str(number)})
+    @property
+    def queues(self) -> int:
+        """How many of the old QEMU's it takes: a tap has one for each of its queues."""
+        return len(self.numbers) or whole(self.parts.get("queues", "1")) or 1
+
+    @property
+    def workers(self) -> int:
+        """How many descriptors of /dev/vhost-net come with them, and have to be new ones.
+
+        One that was used once serves the process that used it, for good (VHOST_SET_OWNER).
+        """
+        named = self.parts.get("vhostfds") or self.parts.get("vhostfd") or ""
+        return len(named.split(":")) if named else 0
+
+    def with_descriptors(self, numbers: Sequence[int]) -> str:
+        """Return the option's value with other numbers: `queues` of them, and then `workers`."""
+        kept = {name: value for name, value in self.parts.items() if name not in _OF_NAMES}
+        texts = list(map(str, numbers))
+        taps, workers = texts[: self.queues], texts[self.queues :]
+        many = "s" if "fds" in self.parts or len(taps) > 1 else ""
+        found = {**kept, f"fd{many}": ":".join(taps)}
+        return text_of({**found, f"vhostfd{many}": ":".join(workers)} if workers else found)
 
 
 @dataclass
@@ -102,9 +126,11 @@ class Successor:
 
     def with_descriptors(self, numbers: Sequence[int]) -> list[str]:
         """Return the command line with the descriptors in it that are passed."""
-        words = list(self.argv)
-        for one, number in zip(self.passed, numbers, strict=True):
-            words[one.word] = one.with_descriptor(number)
+        words, rest = list(self.argv), list(numbers)
+        for one in self.passed:
+            count = one.queues + one.workers
+            words[one.word] = one.with_descriptors(rest[:count])
+            del rest[:count]
         return words
 
 
@@ -246,17 +272,17 @@ def _network(made: Successor, name: str, text: str, _place: Path | None) -> tupl
 
 
 def _tap(made: Successor, said: str, parts: dict[str, str]) -> None:
-    if {"fds", "queues", "vhostfd", "vhostfds", "br", "helper"} & parts.keys():
-        made.refusals.append(f"{said}: only a tap with one queue, and no helper, is carried over")
-    elif parts.get("vhost", "off") != "off":
-        made.refusals.append(f"{said}: vhost has the tap as well")
-    elif "fd" not in parts and not (parts.get("ifname") and parts.get("downscript") == "no"):
+    if not {"fd", "fds", "ifname"} & parts.keys():
         made.refusals.append(
-            f"{said}: the old QEMU's script would take the tap down, or its name is not known; "
-            "ifname=... and downscript=no, or fd=..., is what can be passed on"
+            f"{said}: which tap it is is not known; ifname=..., or fd=..., is what can be passed on"
         )
-    else:
-        _passed(made, said, parts, "the tap")
+        return
+    if "ifname" in parts and parts.get("downscript") != "no":
+        made.remarks.append(
+            f"{said}: nobody runs the script that takes the tap down: the new QEMU gets it by "
+            "descriptor, and it goes with the last one"
+        )
+    _passed(made, said, parts, "the tap")
 
 
 def _passed(made: Successor, said: str, parts: dict[str, str], what: str) -> None:

@@ -50,8 +50,17 @@ class Network(Upgrading, avocado.Test):
         A QEMU of the distribution's takes one packet more when its guest stands still already,
         and that one is lost with it.
         """
-        pair = {"old": "stock:old", "new": "stock:new"}
-        found = self.found(self.passes("transplant", _RATIO, workload="network", **pair))
+        found = self.found(
+            self.passes(
+                "transplant",
+                1 + 4 * SECOND_QEMU,
+                workload="network",
+                old="stock:old",
+                new="stock:new",
+                ram="256M",
+                touch="25%",
+            )
+        )
         if (found.figures["gap_ms"] or 0) < _QUEUED_MS:
             lost = (found.figures["lost"] or 0) - (found.figures["lost_lab"] or 0)
             self.assertLessEqual(lost, 1, found.figures)

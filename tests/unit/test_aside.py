@@ -210,7 +210,7 @@ def test_a_descriptor_of_another_process(tmp_path: Path) -> None:
                 pass
             named = Passed(0, {"": "tap", "ifname": "t7"})
             with (
-                pytest.raises(PreconditionError, match="no descriptor of tap t7"),
+                pytest.raises(PreconditionError, match="has 0 descriptors of tap t7, and not 1"),
                 aside.descriptors(child.pid, [named]),
             ):
                 pass

@@ -216,7 +216,7 @@ def test_nobody_to_ask(what: str) -> None:
 def test_what_is_no_number(text: str) -> None:
     """Python's isdigit() is true of some of them, and int() takes others."""
     assert number.whole(text) is None
-    assert Passed(1, {"fd": text}).descriptor is None
+    assert Passed(1, {"fd": text}).numbers == []
     with pytest.raises(UsageError, match="is no patch"):
         bisect.number_of(text, STOCK)
 

@@ -102,12 +102,38 @@ def test_files_of_both_by_one_name() -> None:
 def test_a_tap_becomes_a_descriptor() -> None:
     found = made("-netdev tap,id=n,ifname=t0,script=no,downscript=no,vnet_hdr=on -m 1G")
     assert "passed on by the old QEMU" in found.only_child[0]
-    assert found.with_descriptors([9])[1:3] == ["-netdev", "tap,id=n,vnet_hdr=on,fd=9"]
+    assert found.with_descriptors([9])[1:3] == ["-netdev", "tap,id=n,fd=9"]  # QEMU takes no more
     again = successor.successor(
         found.with_descriptors([9]), Path("/newer"), "pc-q35-10.0", Path("/")
     )
-    assert [tap.descriptor for tap in again.passed] == [9]
-    assert again.with_descriptors([12])[1:3] == ["-netdev", "tap,id=n,vnet_hdr=on,fd=12"]
+    assert [tap.numbers for tap in again.passed] == [[9]]
+    assert again.with_descriptors([12])[1:3] == ["-netdev", "tap,id=n,fd=12"]
+
+
+def test_a_tap_with_queues_and_workers() -> None:
+    found = made("-netdev tap,id=a,ifname=t,queues=2,script=no,downscript=no,vhost=on -m 1G")
+    (tap,) = found.passed
+    assert (tap.numbers, tap.queues, tap.workers) == ([], 2, 0)
+    assert found.with_descriptors([8, 9])[2] == "tap,id=a,vhost=on,fds=8:9"
+    text = """-netdev '{"type":"tap","fds":"30:31","vhost":true,"vhostfds":"32:33","id":"n"}'"""
+    (tap,) = made(text).passed
+    assert (tap.numbers, tap.queues, tap.workers) == ([30, 31], 2, 2)
+    becomes = made(text).with_descriptors([8, 9, 10, 11])
+    assert becomes[2] == "type=tap,vhost=on,id=n,fds=8:9,vhostfds=10:11"
+    found = made("-netdev tap,id=a,fd=5,vhostfd=6 -netdev tap,id=b,fd=7")
+    assert [one.workers for one in found.passed] == [1, 0]
+    words = found.with_descriptors([8, 9, 10])
+    assert [words[2], words[4]] == ["tap,id=a,fd=8,vhostfd=9", "tap,id=b,fd=10"]
+
+
+def test_a_tap_as_proxmox_ve_has_it() -> None:
+    scripts = "script=/usr/libexec/qemu-server/pve-bridge"
+    scripts += ",downscript=/usr/libexec/qemu-server/pve-bridgedown"
+    found = made(f"-id 100 -netdev type=tap,id=net0,ifname=tap100i0,{scripts},vhost=on")
+    assert not found.refusals
+    words = found.with_descriptors([9])
+    assert words[1:5] == ["-id", "100", "-netdev", "type=tap,id=net0,vhost=on,fd=9"]
+    assert "nobody runs the script that takes the tap down" in found.remarks[0]
 
 
 @pytest.mark.parametrize(
@@ -154,7 +180,6 @@ def test_a_descriptor_that_management_passed_is_passed_on(text: str, becomes: li
         "-chardev socket,id=a,port=1,host=,server=on",
         "-chardev socket,id=a,path=x,abstract=on,server=on",
         "-chardev socket,id=a,fd=4",
-        """-netdev '{"type":"tap","fd":"3","vhost":true,"id":"n"}'""",
         """-netdev '{"type":"user","hostfwd":[{"str":"tcp::1-:2"}],"id":"n"}'""",
         "-chardev spicevmc,id=a,name=vdagent",
         "-netdev user,id=n,hostfwd=tcp::1-:2",
@@ -162,9 +187,8 @@ def test_a_descriptor_that_management_passed_is_passed_on(text: str, becomes: li
         "-netdev type=vde,id=n",
         "-chardev backend=udp,id=a,port=1",
         "-netdev bridge,id=n,br=b",
-        "-netdev tap,id=n,ifname=t",
-        "-netdev tap,id=n,fd=3,vhost=on",
-        "-netdev tap,id=n,queues=2,ifname=t",
+        "-netdev tap,id=n",
+        "-netdev tap,id=n,br=b,helper=/h",
         "-netdev vhost-user,id=n,chardev=c",
         "-device vhost-vsock-pci,guest-cid=3",
         '-device \'{"driver": "vfio-pci", "host": "1"}\'',

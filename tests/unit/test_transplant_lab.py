@@ -121,7 +121,7 @@ def test_the_helper_refuses_what_it_cannot_take(tmp_path: Path) -> None:
             (lambda: one.adopt([ram]), "no new QEMU"),
             (one.count, "no new QEMU"),
             (lambda: one.hold({}), "no new QEMU"),
-                (lambda: one.hold({number: 9 for number in range(65)}), "65 descriptors"),
+            (lambda: one.hold(dict.fromkeys(range(65), 9)), "65 descriptors"),
             (one.finish, "is not held"),
         ):
             with pytest.raises(HelperError, match=words):
