@@ -79,7 +79,7 @@ def condition(text: str) -> Condition:
         "write it like 'gift.pause_ms.qmp.median > +10%' or '*.memory_ratio > 1.1'; figures: "
         + ", ".join(Figures.model_fields)
     )
-    found = _CONDITION.fullmatch(_spelt(text.strip()))
+    found = _CONDITION.fullmatch(spelt(text.strip()))
     if not found:
         raise UsageError(f"{text!r} is no condition", hint)
     figure, statistic = found["figure"], found["statistic"] or "median"
@@ -94,7 +94,7 @@ def condition(text: str) -> Condition:
     )
 
 
-def _spelt(text: str) -> str:
+def spelt(text: str) -> str:
     """Return a condition with ``pause_ms.qmp``, as results have it, spelt as benches have it."""
     return re.sub(r"pause_ms\.(qmp|outside|inside)", r"pause_\1_ms", text)
 

@@ -43,7 +43,9 @@ _LEAK, _PEAK = "memory_after_mib", "memory_ratio"
 _MEMORY = {_PEAK: "memory peak / before", _LEAK: "memory afterwards"}
 _OTHERS = {"total_ms": "total", "huge_pages_kept": "huge pages kept"}
 #: Less of these is worse.
-_GOOD = ("huge_pages_kept",)
+GOOD = ("huge_pages_kept",)
+#: Everything that is compared by name; the other phases are, too.
+FIGURES = (*_PAUSES, *_MEMORY, *_OTHERS)
 #: A figure that is more by less than this is not called worse: the heartbeat's own ms; what a
 #: binary's size and the kernel's rounding may change of memory.
 _RESOLUTION = {_PEAK: 0.005, _LEAK: 1.0, "huge_pages_kept": 0.02}
@@ -79,8 +81,7 @@ class Judged(NamedTuple):
     def worse(self) -> list[Compared]:
         """What is worse than the noise, the pause first."""
         found = [one for one in self.compared if one.worse]
-        order = [*_PAUSES, *_MEMORY, *_OTHERS]
-        return sorted(found, key=lambda one: [*order, one.figure].index(one.figure))
+        return sorted(found, key=lambda one: [*FIGURES, one.figure].index(one.figure))
 
     def figure(self, name: str) -> Compared | None:
         """Return one of its figures."""
@@ -146,6 +147,20 @@ def judge(
     return Weighed([_judged(name, found, allowed) for name in names], allowed)
 
 
+def compare_one(
+    bench: Bench, mechanism: str, labels: tuple[str, str], figure: str, alpha: float
+) -> Compared | None:
+    """Compare one figure of two labels of the bench: without the series, and with it.
+
+    None when fewer rounds than `paired.FEWEST` have it.
+    """
+    mine = _tracks(bench, *labels).get(figure)
+    if mine is None:
+        return None
+    (found,) = paired.compare(Family({mechanism: {figure: mine}}, resolution), alpha, (figure,))
+    return found
+
+
 def _judged(mechanism: str, found: Sequence[Compared], allowed: Allowed) -> Judged:
     mine = [one for one in found if one.mechanism == mechanism]
     if not mine:
@@ -197,11 +212,10 @@ def _by_round(bench: Bench, label: str) -> dict[int, dict[str, float]]:
 
 
 def _values(run: Run) -> dict[str, float]:
-    wanted = (*_PAUSES, *_MEMORY, *_OTHERS)
     own = {name: getattr(run.figures, name) for name in figures.Figures.model_fields}
-    known = {name: value for name, value in own.items() if value is not None and name in wanted}
+    known = {name: value for name, value in own.items() if value is not None and name in FIGURES}
     return {
-        name: -value if name in _GOOD else value for name, value in {**known, **run.parts}.items()
+        name: -value if name in GOOD else value for name, value in {**known, **run.parts}.items()
     }
 
 
@@ -220,7 +234,7 @@ def sentence(row: Judged) -> str:
 def words(one: Compared) -> str:
     """Return one figure's comparison in words."""
     title = {**_PAUSES, **_MEMORY, **_OTHERS}.get(one.figure, one.figure)
-    sign, ends = (-1, (one.high, one.low)) if one.figure in _GOOD else (1, (one.low, one.high))
+    sign, ends = (-1, (one.high, one.low)) if one.figure in GOOD else (1, (one.low, one.high))
     low, high = (_bound(end, sign, one.figure) for end in ends)
     text = f"{title} {_number(sign * one.more, one.figure):+}"
     ratio = one.ratio
@@ -233,7 +247,7 @@ def _bound(end: float | None, sign: int, figure: str) -> str:
 
 
 def _number(value: float, figure: str) -> float:
-    return round(value, 3 if not _unit(figure) else 1)
+    return round(value, 3 if not _unit(figure) else 1) + 0.0  # and no -0.0
 
 
 def _unit(figure: str) -> str:
@@ -242,20 +256,22 @@ def _unit(figure: str) -> str:
 
 def seen(row: Judged) -> str:
     """Return the smallest slowdown, leak and doubling that could have been seen, in words."""
-    parts = []
     slower = {name: f"slower{where}" for name, where in _SEEN.items()}
-    for name, what in {**slower, _LEAK: "leaked", _PEAK: "more at the peak"}.items():
-        one = row.figure(name)
-        if one is None:
-            parts.append(f"{what}: not measured")
-        elif one.seen is None:
-            parts.append(f"{what}: no amount, after {one.n} rounds")
-        elif name == _PEAK:
-            parts.append(f"{what}: {one.seen_ratio:.3f} times")
-        else:
-            ratio = f" ({one.seen_ratio:.2f} times)" if one.seen_ratio and name in slower else ""
-            parts.append(f"{what}: {one.seen:.1f}{_unit(name)}{ratio}")
-    return ", ".join(parts)
+    wanted = {**slower, _LEAK: "leaked", _PEAK: "more at the peak"}
+    known = {name: row.figure(name) for name in wanted}
+    return ", ".join(
+        f"{wanted[name]}: {smallest(one) if one else 'not measured'}" for name, one in known.items()
+    )
+
+
+def smallest(one: Compared) -> str:
+    """Return the smallest change for the worse that could have been seen, in words."""
+    if one.seen is None:
+        return f"no amount, after {one.n} rounds"
+    if one.figure == _PEAK:
+        return f"{one.seen_ratio:.3f} times"
+    ratio = f" ({one.seen_ratio:.2f} times)" if one.seen_ratio and one.figure in _PAUSES else ""
+    return f"{one.seen:.1f}{_unit(one.figure)}{ratio}"
 
 
 def rarest_harm(upgrades: int) -> float:

@@ -3,6 +3,8 @@
 
 State 0 is the base, state N the base with the first N patches.  Each is measured against the base
 in the same rounds of a bench of its own: a figure of yesterday's says nothing on a noisy host.
+They are compared as `validate` does (`lab.results.paired`), but in the one figure that is asked
+about.
 """
 
 from __future__ import annotations
@@ -20,9 +22,9 @@ from lab.base.files import write_whole
 from lab.base.progress import note, overall
 from lab.model import Model
 from lab.pair import build
+from lab.results import worse
 from lab.results.figures import Bench
-from lab.results.gate import Condition
-from lab.results.statistics import Estimate
+from lab.results.paired import Compared
 from lab.review import checks
 from lab.review.candidate import Subject
 from lab.review.halves import Judgement, first_bad
@@ -39,7 +41,9 @@ class BisectState(Model):
     patch: str
     verdict: Judgement
     said: str
-    ratio: Estimate | None = None
+    compared: Compared | None = Field(
+        default=None, description="the figure, against the base's; null where it was not measured"
+    )
 
 
 class Bisection(Model):
@@ -66,8 +70,11 @@ class Search:
     """A search that is going on."""
 
     subject: Subject
-    condition: Condition | None
+    #: The figure by its name in a bench; empty for `HARM` and `BUILD`.
+    figure: str
     kept: Bisection
+    #: The probability that the base itself would be called bad, in each look at a state.
+    alpha: float = worse.ALPHA
     done: dict[int, BisectState] = field(default_factory=dict)
 
     def name(self, number: int) -> str:
@@ -92,9 +99,13 @@ class Search:
     def _found(self, number: int) -> BisectState:
         part = self.part(number)
 
-        def state(verdict: Judgement, said: str, ratio: Estimate | None = None) -> BisectState:
+        def state(verdict: Judgement, said: str, compared: Compared | None = None) -> BisectState:
             return BisectState(
-                number=number, patch=self.name(number), verdict=verdict, said=said, ratio=ratio
+                number=number,
+                patch=self.name(number),
+                verdict=verdict,
+                said=said,
+                compared=compared,
             )
 
         try:
@@ -106,13 +117,43 @@ class Search:
         if self.kept.metric == BUILD:
             return state(Judgement.GOOD, "it builds")
         layout = part.layout.into(self.subject.directory)
-        return state(*self.judged(bench.measure(layout, checks.request(part))))
+        return state(*self.judged(bench.measure(layout, checks.request(part), self.more)))
 
-    def judged(self, done: Bench) -> tuple[Judgement, str, Estimate | None]:
+    def more(self, done: Bench) -> int | None:
+        """Return how many rounds there are to be in all, while too little can be seen in them."""
+        subject = self.subject
+        later = [n for n in worse.looks(subject.repeats, subject.most) if n > done.request.repeats]
+        one = self.compared(done) if self.figure else None
+        if not later or one is None or self.weighed(one) is not Judgement.SKIP:
+            return None
+        note(f"too little can be seen in {done.request.repeats} rounds: on to {later[0]}")
+        return later[0]
+
+    def compared(self, done: Bench) -> Compared | None:
+        """Return the figure against the base's; None where it was not measured often enough."""
+        base, label = done.request.mechanisms
+        return worse.compare_one(done, base, (base, label), self.figure, self.alpha)
+
+    def weighed(self, one: Compared) -> Judgement:
+        """Judge a state by its figure: it is good only if what is bad would have been seen.
+
+        Without a base to divide by, what is worse is bad.
+        """
+        if one.worse and (one.ratio is None or self._beyond(one.ratio)):
+            return Judgement.BAD
+        within = one.seen_ratio is not None and not self._beyond(one.seen_ratio)
+        bounded = one.high is not None and one.base and not self._beyond(1 + one.high / one.base)
+        return Judgement.GOOD if within or bounded else Judgement.SKIP
+
+    def _beyond(self, ratio: float) -> bool:
+        threshold = self.kept.threshold
+        return ratio < threshold if self.figure in worse.GOOD else ratio > threshold
+
+    def judged(self, done: Bench) -> tuple[Judgement, str, Compared | None]:
         """Judge the state that a bench has compared with the base."""
         _, label = done.request.mechanisms
         ill = [run for run in done.runs if run.faults]
-        if self.condition is None:
+        if not self.figure:
             runs = [run for run in done.runs if run.mechanism == label]
             mine = [run for run in ill if run.mechanism == label]
             if not runs:
@@ -121,15 +162,13 @@ class Search:
                 return Judgement.SKIP, "the base harms guests as well", None
             said = f"{len(mine)} of {len(runs)} upgrades failed"
             return (Judgement.BAD if mine else Judgement.GOOD), said, None
-        row = next((row for row in done.summary if row.mechanism == label), None)
-        ratio = self.condition.measured(row) if row else None
-        if ratio is None or ratio.low is None or ratio.high is None:
-            return Judgement.SKIP, ill[0].faults[0] if ill else _why(done), ratio
-        said = (
-            f"{self.kept.metric} {ratio.median:.2f} times the base's "
-            f"[{ratio.low:.2f}, {ratio.high:.2f}]"
-        )
-        return (Judgement.BAD if self.condition.met(ratio, None) else Judgement.GOOD), said, ratio
+        one = self.compared(done)
+        if one is None:
+            return Judgement.SKIP, ill[0].faults[0] if ill else _why(done), None
+        verdict, said = self.weighed(one), worse.words(one)
+        if verdict is Judgement.SKIP:
+            said = f"not known: {said}; {worse.smallest(one)} could have been seen"
+        return verdict, said, one
 
     def part(self, number: int) -> Subject:
         """Return the base with the first `number` patches."""
@@ -154,7 +193,7 @@ class Search:
                 found = self.done[number]
                 raise CannotTellError(
                     f"the {wanted} end, {found.patch}, is {found.verdict}: {found.said}",
-                    hint="between such ends no patch can be named: more --repeats, another "
+                    hint="between such ends no patch can be named: more --max-repeats, another "
                     "--metric or --threshold, or other ends",
                 )
 
@@ -165,9 +204,14 @@ def _why(done: Bench) -> str:
     return entries[0].reason if entries else "nothing was measured"
 
 
+def most_states(good: int, bad: int) -> int:
+    """Return how many states are measured at most, the ends among them, if none is skipped."""
+    return 2 + math.ceil(math.log2(max(bad - good, 1)))
+
+
 def find(search: Search, good: int, bad: int) -> list[str]:
     """Return the first bad patch, or all that may be it, and keep that."""
-    most = 2 + math.ceil(math.log2(max(bad - good, 1)))
+    most = most_states(good, bad)
     with overall("bisect") as told:
 
         def judge(number: int) -> Judgement:

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import math
 
 from rich.console import Console
 from rich.text import Text
@@ -11,32 +13,39 @@ from rich.text import Text
 from lab.base.errors import ExitCode, UsageError
 from lab.base.number import whole
 from lab.base.progress import note
-from lab.results import gate, rounds
-from lab.results.gate import Condition
+from lab.model import Phases
+from lab.results import gate, rounds, worse
 from lab.review import candidate, checks
-from lab.review.bisect import BUILD, HARM, Bisection, Search, find
+from lab.review.bisect import BUILD, HARM, Bisection, Search, find, most_states
 from lab.review.halves import Judgement
 from lab.source.series import Series
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``pageflip bisect``."""
-    candidate.add_arguments(parser, ram="256M", touch="50%")
+    candidate.add_arguments(parser, ram="256M", touch="50%", repeats=6)
     add = parser.add_argument
+    add(
+        "--max-repeats",
+        type=int,
+        default=15,
+        metavar="N",
+        help="rounds at most, where fewer could not see what --threshold is (default: 15)",
+    )
     add(
         "--metric",
         required=True,
         metavar="FIGURE",
-        help="what gets worse: a figure of a bench (pause_ms.outside, memory_ratio), or 'harm' "
-        "(a guest is), or 'build' (it fails)",
+        help="what gets worse: a figure of a bench (pause_ms.outside, phase_resume_ms, "
+        "memory_ratio), or 'harm' (a guest is), or 'build' (it fails)",
     )
     add(
         "--threshold",
         type=float,
         default=1.5,
         metavar="TIMES",
-        help="bad above so many times the base's figure, or below where it is less than 1 "
-        "(default: 1.5)",
+        help="bad when it is more than noise, and above so many times the base's figure; of "
+        "huge_pages_kept, below (default: 1.5)",
     )
     add("--mechanism", metavar="NAME", help="upgraded by (default: flip, or precopy on stock)")
     known = "number of a patch (0: none of them), or for a git range a commit"
@@ -46,9 +55,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(given: argparse.Namespace) -> int:
     """Do what ``pageflip bisect`` says."""
-    asked = condition(given.metric, given.threshold)
+    asked = figure(given.metric, given.threshold)
     name = given.mechanism or candidate.MECHANISMS[given.on].partition(",")[0]
     mine = candidate.asked_for(given, [name], "bisect-", slim=True)
+    mine = dataclasses.replace(mine, most=given.max_repeats)
     rounds.plan(checks.request(mine))  # every size fits
     last = str(len(mine.series.patches))
     good, bad = (number_of(text, mine.series) for text in (given.good, given.bad or last))
@@ -65,7 +75,8 @@ def run(given: argparse.Namespace) -> int:
         ram=mine.ram,
         repeats=mine.repeats,
     )
-    search = Search(mine, asked, kept)
+    looks = most_states(good, bad) * len(worse.looks(mine.repeats, mine.most))
+    search = Search(mine, asked, kept, worse.ALPHA / looks)
     try:
         found = find(search, good, bad)
     finally:
@@ -73,13 +84,20 @@ def run(given: argparse.Namespace) -> int:
     return show(search, found, Console(highlight=False, soft_wrap=True))
 
 
-def condition(metric: str, threshold: float) -> Condition | None:
-    """Return the condition for a bad state, None for `harm` and `build`; raise UsageError."""
+def figure(metric: str, threshold: float) -> str:
+    """Return the figure for a metric, "" for `harm` and `build`; raise UsageError."""
     if metric in (HARM, BUILD):
-        return None
-    if threshold <= 0:
-        raise UsageError(f"--threshold {threshold:g}: a ratio is above 0")
-    return gate.condition(f"*.{metric}.ratio {'<' if threshold < 1 else '>'} {threshold:f}")
+        return ""
+    name = gate.spelt(metric)
+    phases = [f"phase_{phase}_ms" for phase in Phases.model_fields]
+    if name not in (*worse.FIGURES, *phases):
+        known = ", ".join(dict.fromkeys((*worse.FIGURES, *phases)))
+        raise UsageError(f"--metric {metric}: there is no such figure", f"one of: {known}")
+    less = name in worse.GOOD
+    if not (0 < threshold < 1 if less else 1 <= threshold < math.inf):
+        which = "less, so it is between 0 and 1" if less else "more, so it is 1 or above"
+        raise UsageError(f"--threshold {threshold:g}: {metric} is worse when it is {which}")
+    return name
 
 
 def number_of(text: str, series: Series) -> int:
