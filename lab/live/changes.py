@@ -8,13 +8,13 @@ before anything is started; what is not is found when both QEMUs are compared.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from lab.live.truth import Truth
 from lab.live.truth.kernel import identity
 from lab.live.truth.model import Node
-from lab.live.words import options, pairs, values
+from lab.live.words import names, options, values
 
 #: Options that name images.
 _IMAGES = (
@@ -34,26 +34,32 @@ _OWN = re.compile(
 _UNNAMED = ("#net", "hub")
 
 
-def changes(argv: Sequence[str], truth: Truth) -> Iterator[str]:
-    """Yield, in words, what was added, taken out or exchanged since QEMU was started."""
-    named = set(_names(argv))
+def changes(argv: Sequence[str], truth: Truth, why: Mapping[str, str]) -> Iterator[str]:
+    """Yield, in words, what runs and is not as `argv` says it (`lab.live.plugged`).
+
+    `why` is the reason for what `argv` cannot say.
+    """
+    named = set(names(argv))
+    for added, reason in why.items():
+        yield f"{added} was added while the guest ran: {reason}"
     yield from _devices(argv, truth)
     yield from _images(argv, truth)
     yield from _block(truth)
     for what, found in (
         ("block node", truth.block.others),
-        ("character device", filter(_by_somebody, truth.chardevs)),
+        ("character device", filter(by_somebody, truth.chardevs)),
         ("network backend", _backends(truth)),
-        ("object", filter(_by_somebody, truth.objects)),
+        ("object", filter(by_somebody, truth.objects)),
     ):
         for name in found:
-            if name.removesuffix("-base") not in named:  # QEMU calls the part behind a mux so
+            # QEMU calls the part behind a mux so.
+            if name.removesuffix("-base") not in named and f"{what} {name}" not in why:
                 yield f"{what} {name} was added while the guest ran"
     if truth.root != "/":
         yield f"it runs in {truth.root} (chroot), where no other QEMU can be started"
 
 
-def _by_somebody(name: str) -> bool:
+def by_somebody(name: str) -> bool:
     """Return whether QEMU has something of that name only if somebody asks for it by that name."""
     return not _OWN.fullmatch(name)
 
@@ -87,28 +93,11 @@ def relative(truth: Truth) -> Iterator[str]:
             yield node.lost
 
 
-def _names(argv: Sequence[str]) -> Iterator[str]:
-    """Yield every id and node name of a command line."""
-    for _, value in pairs(argv):
-        try:
-            parts = values(value or "")
-        except ValueError:
-            continue
-        for name, part in parts.items():
-            if name.rpartition(".")[2] in {"id", "node-name"}:
-                yield part
-
-
 def _devices(argv: Sequence[str], truth: Truth) -> Iterator[str]:
     named = {values(text).get("id", "") for text in options(argv, "device")} - {""}
-    there = {
-        path.rpartition("/")[2]: device for path, device in truth.devices.items() if device.asked
-    }
-    for name in sorted(named - there.keys()):
+    there = {path.rpartition("/")[2] for path, device in truth.devices.items() if device.asked}
+    for name in sorted(named - there):
         yield f"device {name} was taken out while the guest ran"
-    for name, device in sorted(there.items()):
-        if device.properties.get("hotplugged"):
-            yield f"device {name} was plugged in while the guest ran"
 
 
 def _images(argv: Sequence[str], truth: Truth) -> Iterator[str]:

@@ -14,10 +14,11 @@ from lab.base.deadline import Deadline, DeadlineError
 from lab.base.errors import PreconditionError, UsageError
 from lab.base.number import whole
 from lab.host import facts
-from lab.live import truth, words
+from lab.live import plugged, truth, words
 from lab.live.changes import changes
 from lab.live.truth import Truth
-from lab.live.truth.ask import Talks
+from lab.live.truth.ask import Asker, Talks
+from lab.live.truth.told import told as told_of
 from lab.live.words import options, values
 from lab.vm import binary
 from lab.vm.binary import Binary
@@ -43,6 +44,7 @@ class Running:
     """What was found out of one."""
 
     pid: int
+    #: Its command line, with what was plugged in and without what was taken out since.
     argv: tuple[str, ...]
     monitor: Path
     binary: Binary
@@ -53,8 +55,10 @@ class Running:
     blockers: tuple[str, ...]
     #: Whether the machine shares its other RAM blocks too (aux-ram-share).
     aux_share: bool
-    #: What is no more as its command line says.
+    #: What runs and is not as `argv` says it.
     changes: tuple[str, ...] = ()
+    #: What `argv` says otherwise than what was typed.
+    remarks: tuple[str, ...] = ()
     cwd: Path = Path("/")
     #: Everything that it is and has.
     truth: Truth | None = None
@@ -234,9 +238,10 @@ def look(what: str, connect: Connect = connected) -> Running:
         own = [str(place / path) for path in options(argv, "pidfile")]
         # A manager's own way is too slow for thousands of questions.
         found = truth.take(pid, qmp, own, whole=isinstance(qmp, Monitor))
+        now = plugged.current(argv, found, told_of(Asker(qmp), found))
         return Running(
             pid=pid,
-            argv=argv,
+            argv=tuple(now.argv),
             monitor=path,
             binary=_binary(pid, ask),
             state=str(ask("query-status")["status"]),
@@ -245,7 +250,8 @@ def look(what: str, connect: Connect = connected) -> Running:
             ram=tuple(_ram(argv, ask)),
             blockers=tuple(ask("query-migrate").get("blocked-reasons", ())),
             aux_share=bool(told("/machine", "aux-ram-share")),
-            changes=tuple(changes(argv, found)),
+            changes=tuple(changes(now.argv, found, now.why)),
+            remarks=tuple(now.remarks),
             cwd=Path(found.cwd),
             truth=found,
             ram_blocks=_ram_blocks(ask),

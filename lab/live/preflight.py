@@ -124,6 +124,7 @@ def _best(ways: list[Way], found: Running) -> str | None:
 def successor(found: Running, new: Binary) -> Successor:
     """Return how the new QEMU would have to be started."""
     made = derived.successor(found.argv, new.path, found.machine, found.cwd)
+    made.remarks += found.remarks
     for name in options(found.argv, "D"):
         log = found.cwd / name
         if log.is_file() and log.stat().st_size:

@@ -87,6 +87,18 @@ def options(argv: Sequence[str], *names: str) -> Iterator[str]:
     return (value for name, value in pairs(argv) if name in names and value is not None)
 
 
+def names(argv: Sequence[str]) -> Iterator[str]:
+    """Yield every id and node name of a command line."""
+    for _, value in pairs(argv):
+        try:
+            parts = values(value or "")
+        except ValueError:
+            continue
+        for name, part in parts.items():
+            if name.rpartition(".")[2] in {"id", "node-name"}:
+                yield part
+
+
 def driver(text: str) -> str:
     """Return the driver of a ``-device``."""
     return kind(values(text), "driver")

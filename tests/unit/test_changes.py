@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -19,13 +21,12 @@ DEVICES = {
     "/machine/peripheral/a": device(),
     "/machine/peripheral-anon/usb-tablet[0]": device("usb-tablet"),
 }
-PLUGGED = {"/machine/peripheral/late": device(hotplugged=True)}
 
 
-def told(*argv: str, **more: Any) -> list[str]:
+def told(*argv: str, why: Mapping[str, str] = MappingProxyType({}), **more: Any) -> list[str]:
     whole = {"block": block(drives={}), **more}
     argv = ("-netdev", "user,id=n0", "-device", "virtio-blk-pci,id=a", *argv)
-    return list(changes([QEMU, *argv], truth(**whole)))
+    return list(changes([QEMU, *argv], truth(**whole), why))
 
 
 def test_nothing_has_changed() -> None:
@@ -45,7 +46,11 @@ def test_nothing_has_changed() -> None:
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ({"devices": {**DEVICES, **PLUGGED}}, "device late was plugged in while the guest ran"),
+        ({"why": {"device late": "so it is"}},
+         "device late was added while the guest ran: so it is"),
+        ({"why": {"object o": "so it is"},
+          "objects": {"o": Device(type="iothread", properties={})}},
+         "object o was added while the guest ran: so it is"),
         ({"devices": {}}, "device a was taken out while the guest ran"),
         ({"chardevs": {"serialX": Chardev(where="")}}, "character device serialX was added"),
         ({"networks": {"n1": "index=0,type=user"}}, "network backend n1 was added"),

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from lab.vm.monitor import QmpError
 
 #: Drivers whose node is a file or a device of this host.
 _FILES = frozenset({"file", "host_device", "host_cdrom"})
+#: How a name begins that is options.
+_OPTIONS = "json:"
 #: Throttling, as query-block has it (BlockDeviceInfo); group is a name.
 _LIMITS = ("bps", "iops")
 #: Of a node, what is compared as it is.
@@ -47,7 +50,7 @@ class Graph:
             lost = "" if file else filename
             filename = ""
         elif self._below.get(name):
-            filename = ""  # it is its child's
+            filename = _strong(filename)
         return Node(
             driver=told["drv"],
             name="" if name.startswith("#") else name,
@@ -71,6 +74,16 @@ class Graph:
             for name in self._nodes
             if not name.startswith("#") and not self.parents.get(name, set()) - {"block-job"}
         ]
+
+
+def _strong(filename: str) -> str:
+    """Return the options that decide what is read from a node that has others below it.
+
+    QEMU says them in place of a name, which is its child's (block.c: bdrv_refresh_filename()).
+    """
+    if not filename.startswith(_OPTIONS):
+        return ""
+    return _OPTIONS + json.dumps(json.loads(filename.removeprefix(_OPTIONS)), sort_keys=True)
 
 
 def _bitmap(told: Mapping[str, Any]) -> Bitmap:

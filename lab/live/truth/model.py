@@ -40,7 +40,9 @@ class Node(Model):
 
     driver: str
     name: str = Field(description="empty where QEMU made one up")
-    filename: str = Field(description="for what is no file of this host; else empty")
+    filename: str = Field(
+        description="for what is no file of this host, and options that decide what is read"
+    )
     file: OpenFile | None = Field(description="what is open in the process; null for no file")
     lost: str = Field(description="the name of a file that is not the one the process has open")
     read_only: bool

@@ -69,7 +69,10 @@ def objects(ask: Asker) -> dict[str, Device]:
 
 
 def plugged(ask: Asker) -> dict[str, Device]:
-    """Return the machine, and what -device and device_add have made, with little of each."""
+    """Return the machine, and what -device and device_add have made, with little of each.
+
+    Of what was plugged in later there is everything, and the bus that it is on.
+    """
     kind = str(ask.one("qom-get", path="/machine", property="type"))
     found = {"/machine": Device(type=kind, properties={})}
     for place in _ASKED:
@@ -77,6 +80,18 @@ def plugged(ask: Asker) -> dict[str, Device]:
             late = ask.one("qom-get", path=f"{place}/{name}", property="hotplugged")
             there = Device(type=one.type, properties={"hotplugged": late}, asked=True)
             found[f"{place}/{name}"] = there
+            if late:
+                found |= _whole(ask, f"{place}/{name}")
+    return found
+
+
+def _whole(ask: Asker, path: str) -> dict[str, Device]:
+    """Return a device with all that is in it, and its bus."""
+    found = _tree(ask, [path])
+    found[path] = found[path].model_copy(update={"asked": True})
+    if bus := found[path].properties.get("parent_bus"):
+        kind = str(ask.one("qom-get", path=bus, property="type"))
+        found[str(bus)] = Device(type=kind, properties={})
     return found
 
 

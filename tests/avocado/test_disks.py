@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Linux guests whose disks are no more as the command line says: what is on them, by its hash."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import avocado
+from shell import ShellGuest, shell_guest
+
+from lab import mechanisms
+from lab.base import process
+from lab.base.layout import Layout
+from lab.live import look
+from lab.live import move as live
+from lab.live.move import Mover
+from lab.model import Outcome
+from lab.vm import binary
+
+
+class Disks(avocado.Test):
+    """Each guest writes random data to its disks, and has to find it there afterwards.
+
+    :avocado: tags=medium
+    """
+
+    timeout = 600
+
+    def setUp(self) -> None:
+        """Build what is needed."""
+        self.layout = Layout.default().into(Path(self.outputdir))
+        self.old = binary.binary_of(self.layout, self.params.get("old", default="old"))
+        self.new = binary.binary_of(self.layout, self.params.get("new", default="new"))
+        if mechanisms.Flip().missing(self.old, self.new):
+            self.cancel("one of both QEMUs is without the series")
+
+    @contextmanager
+    def guest(self, *words: str, **disks: str) -> Iterator[ShellGuest]:
+        """Start a guest, and end whatever QEMU has it then."""
+        with tempfile.TemporaryDirectory(prefix="disks", dir="/var/tmp") as name:
+            directory = Path(name)
+            with shell_guest(self.layout, self.old, directory, *words, **disks) as one:
+                try:
+                    yield one
+                finally:
+                    pid = look.find(str(one.qmp))[0]
+                    if pid != one.pid:
+                        process.Foreign(pid).kill()
+
+    def upgrade(self, one: ShellGuest, mechanism: str) -> None:
+        """Do what the verb does."""
+        plan = live.plan(str(one.qmp), self.new, mechanism)
+        moved = Mover(self.layout).one(plan)
+        self.assertEqual((moved.outcome, moved.failure), (Outcome.UPGRADED, ""))
+        self.assertEqual(moved.differences, [])
+        self.assertEqual(look.look(str(one.qmp)).binary.version, self.new.version)
+
+    def unplug(self, one: ShellGuest, device: str) -> None:
+        """Have the guest let go of a device."""
+        with one.monitor() as monitor:
+            monitor.execute("device_del", {"id": device})
+            monitor.wait_for(
+                lambda event: event.name == "DEVICE_DELETED" and event.data.get("device") == device,
+                live.Deadline.after(60, f"the guest lets go of {device}"),
+                lambda: None,
+            )
+
+    def plugged(self, mechanism: str) -> None:
+        """Disks plugged in on a root port and on a SCSI bus, with an iothread of their own."""
+        with self.guest(late="-f qcow2", raw="-f raw") as one:
+            one.execute("object-add", **{"qom-type": "iothread", "id": "io", "poll-max-ns": 7})
+            one.execute("chardev-add", id="void", backend={"type": "null", "data": {}})
+            one.execute("blockdev-add", **{"driver": "qcow2", "node-name": "q", "discard": "unmap",
+                        "file": {"driver": "file", "filename": "@/late"}})  # fmt: skip
+            one.execute("blockdev-add", **{"driver": "file", "node-name": "f", "filename": "@/raw"})
+            one.execute("blockdev-add", **{"driver": "raw", "node-name": "r", "file": "f"})
+            one.execute("device_add", driver="virtio-blk-pci", id="vd", bus="rp1", drive="q",
+                        serial="late", iothread="io")  # fmt: skip
+            one.execute("device_add", driver="scsi-hd", id="sd", bus="s.0", lun=5, drive="r")
+            one.wait_for("test -b /dev/vda -a -b /dev/sda")
+            before = [one.fill(device) for device in ("/dev/vda", "/dev/sda")]
+            where = (
+                "cat /sys/block/vda/serial; readlink -f /sys/block/vda; readlink -f /sys/block/sda"
+            )
+            places = one.shell.run(where)
+            self.upgrade(one, mechanism)
+            self.assertEqual([one.hash(device) for device in ("/dev/vda", "/dev/sda")], before)
+            self.assertEqual(one.shell.run(where), places)
+            after = one.fill("/dev/vda")
+            # Management takes it out of the new QEMU as it would of the old one, and on it goes.
+            self.unplug(one, "vd")
+            one.execute("blockdev-del", **{"node-name": "q"})
+            one.wait_for("test ! -b /dev/vda")
+            self.upgrade(one, mechanism)
+            self.assertEqual(one.hash("/dev/sda"), before[1])
+            one.execute("blockdev-add", **{"driver": "qcow2", "node-name": "q",
+                        "file": {"driver": "file", "filename": "@/late"}})  # fmt: skip
+            one.execute("device_add", driver="virtio-blk-pci", id="vd", bus="rp1", drive="q")
+            one.wait_for("test -b /dev/vda")
+            self.assertEqual(one.hash("/dev/vda"), after)
+
+    def test_plugged_by_flip(self) -> None:
+        """The old QEMU starts the new one."""
+        self.plugged("flip")
+
+    def test_plugged_by_transplant(self) -> None:
+        """The helper starts it."""
+        if reason := mechanisms.Transplant().missing(self.old, self.new):
+            self.cancel(reason)
+        self.plugged("transplant")
+
+    def test_unplugged(self) -> None:
+        """A disk of the command line's that was taken out: the other ones stay what they are."""
+        words = (
+            "-drive if=none,id=d0,file=@/d0 -device virtio-blk-pci,id=v0,bus=rp1,drive=d0 "
+            "-drive if=none,id=d1,file=@/d1 -device virtio-blk-pci,id=v1,drive=d1"
+        )
+        with self.guest(*words.split(), d0="-f qcow2", d1="-f qcow2") as one:
+            find = "basename $(ls -d /sys/devices/pci0000:00/*/virtio*/block/*)"
+            name = one.shell.run(find)
+            before = one.fill(f"/dev/{name}")
+            self.unplug(one, "v0")
+            self.upgrade(one, "flip")
+            self.assertEqual(one.shell.run(find), name)
+            self.assertEqual(one.hash(f"/dev/{name}"), before)
