@@ -186,8 +186,9 @@ static int replace_all(const struct recipient *recipient, const struct maps *map
         return -1;
     }
     for (size_t i = 0; i < count; i++) {
-        remote_call(&remote, "the new QEMU cannot take a tap", SYS_dup3, replacements[i].from,
-                    replacements[i].to, O_CLOEXEC, 0, 0, 0);
+        remote_call(&remote, "the new QEMU cannot take a descriptor", SYS_dup3,
+                    replacements[i].from, replacements[i].to,
+                    replacements[i].to > STDERR_FILENO ? O_CLOEXEC : 0, 0, 0, 0);
         remote_call(&remote, NULL, SYS_close, replacements[i].from, 0, 0, 0, 0, 0);
     }
     return remote_end(&remote);

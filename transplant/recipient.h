@@ -28,7 +28,8 @@ struct replacement {
 struct program {
     const char *const *arguments; /* the first one is the file, by its full path */
     size_t argument_count;
-    /* What it keeps besides 0, 1 and 2: which of the old QEMU's, and by which number, in order. */
+    /* What it keeps besides 0, 1 and 2: which of the old QEMU's, and by which number, in order;
+     * 2 may be among these. */
     struct replacement descriptors[DESCRIPTORS];
     size_t descriptor_count;
     struct elf_plan file;

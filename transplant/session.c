@@ -131,7 +131,7 @@ static int read_program(struct reader *reader, struct program *program, const ch
                         struct error *error)
 {
     uint64_t count = read_number(reader);
-    int last = 2;
+    int last = 1; /* it may have another standard error */
 
     if (!count || count > WORDS) {
         return fail(error, "a command line of %lu words", (unsigned long)count);

@@ -12,7 +12,7 @@ from lab.live import amend, compare, truth
 from lab.live.aside import SUFFIXES
 from lab.live.compare import Mismatch
 from lab.live.journal import Owner, Resource
-from lab.live.truth import Truth
+from lab.live.truth import Truth, kernel
 from lab.live.truth.model import Migration
 from lab.vm.monitor import Monitor, MonitorError, QmpError
 from lab.vm.qemu import Qemu
@@ -28,6 +28,8 @@ class Sameness:
     def __init__(self, old: Qemu, own: Sequence[Path], sockets: Path) -> None:
         #: What another QEMU has none of: the pid file, and what is between both.
         self._own = frozenset(f"{path}{suffix}" for path in own for suffix in SUFFIXES)
+        # The new one may have the old one's standard error by another number until it runs.
+        self._own |= {kernel.standard_error(old.pid)} - {""}
         self._sockets = sockets
         self.old = self._take(old)
 

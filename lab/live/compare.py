@@ -83,6 +83,10 @@ MAY_DIFFER: tuple[MayDiffer, ...] = (
     MayDiffer(
         _OBJECT_PROPERTY, "it has its default in a QEMU that knows it", unknown_only=True
     ),
+    MayDiffer(
+        ("objects", "*", "properties", "prealloc"),
+        "memory that was allocated is there all the same",
+    ),
     MayDiffer(("nodes", "/dev/null"), "nothing is there"),
     MayDiffer(("nodes", "/dev/userfaultfd"), "it is how guest memory arrives"),
     MayDiffer(

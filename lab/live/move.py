@@ -23,7 +23,7 @@ from lab.base.identity import Who
 from lab.base.layout import Layout, socket_directory
 from lab.base.progress import note
 from lab.base.record import Spare
-from lab.live import aside, journal, look, preflight
+from lab.live import aside, journal, look, outside, preflight
 from lab.live.aside import Aside, File
 from lab.live.check import Sameness, Settings
 from lab.live.journal import Entry, Journal, LiveStep, Owner
@@ -94,7 +94,14 @@ def plan(
         )
     asked = asked or Asked()
     mechanisms.check_asked(chosen, asked)
-    return Plan(found, seen, chosen, made, asked)
+    if asked.patience_ms is not None and not chosen.rehearses:
+        raise PreconditionError(
+            f"mechanism {chosen.name} does not give up, however long the guest stands still",
+            hint="leave --patience out, or take another mechanism",
+        )
+    return Plan(
+        found, seen, chosen, outside.inheriting(made) if chosen.from_outside else made, asked
+    )
 
 
 class Mover:

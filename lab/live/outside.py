@@ -11,19 +11,21 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 from lab.base.errors import LabError
 from lab.base.layout import Layout
 from lab.live.look import Running
-from lab.live.words import driver, pairs, values
+from lab.live.successor import Successor
+from lab.live.words import driver, pairs, text_of, values
 from lab.transplant import blocks, helper
 
 _ON = frozenset({"on", "yes", "true", "y"})
 #: Objects that keep the guest's memory from everybody, the host's root included.
 _CONFIDENTIAL = frozenset({"sev-guest", "sev-snp-guest", "tdx-guest", "s390-pv-guest"})
 _UNSAVED = "QEMU does not save the state of this device"
-_TWICE = "the new QEMU would allocate all memory once more"
 #: What devices' names begin with, and why not.  QEMU saves all else without a word if the state of
 #: one is not saved (VMStateDescription.unmigratable); it is asked again before anything is done.
 _DEVICES = {
@@ -33,7 +35,6 @@ _DEVICES = {
 }
 #: Options that cannot be the new QEMU's.
 _OPTIONS = {
-    "mem-prealloc": _TWICE,
     "runas": "the new QEMU is that user from the start, and cannot become it",
 }
 
@@ -62,6 +63,24 @@ def _command_line(found: Running) -> Iterator[str]:
             yield f"-{name}{' ' if text else ''}{text or ''}: {why}"
 
 
+def inheriting(made: Successor) -> Successor:
+    """Return how the new QEMU has to be started that gets all memory, and is to allocate none.
+
+    What is to be allocated at the start (``prealloc``) has been: that memory is what it gets.
+    """
+    words = [_without(word, before) for before, word in pairwise(["", *made.argv])]
+    return replace(made, argv=words)
+
+
+def _without(word: str, option: str) -> str:
+    if option == "-object" and word.startswith("{"):
+        return json.dumps({**json.loads(word), "prealloc": False}) if "prealloc" in word else word
+    if option == "-object" and "prealloc" in (parts := values(word)):
+        return text_of({**parts, "prealloc": "off"})
+    # In its place is what is said anyway: other words are known by where they are.
+    return "-S" if word == "-mem-prealloc" else word
+
+
 def _device(text: str) -> str:
     kind = driver(text)
     return next((why for start, why in _DEVICES.items() if kind.startswith(start)), "")
@@ -69,9 +88,8 @@ def _device(text: str) -> str:
 
 def _object(text: str) -> str:
     parts = json.loads(text) if text.startswith("{") else values(text)
-    if parts.get("qom-type", parts.get("")) in _CONFIDENTIAL:
-        return "the guest's memory is its secret"
-    return _TWICE if parts.get("prealloc") in {*_ON, True} else ""
+    secret = parts.get("qom-type", parts.get("")) in _CONFIDENTIAL
+    return "the guest's memory is its secret" if secret else ""
 
 
 def _locks(text: str) -> str:

@@ -19,7 +19,7 @@ BANDWIDTH = 2**40
 
 @dataclass(frozen=True)
 class Asked:
-    """What is asked of a move besides the mechanism.  Only those of the series know of it."""
+    """What is asked of a move besides the mechanism; only some know of it (`rehearses`)."""
 
     #: How long the guest may stand still until it is given up (ms); None for QEMU's own default.
     patience_ms: int | None = None
@@ -75,7 +75,7 @@ class Mechanism(abc.ABC):
     in_place: ClassVar[bool] = False
     #: Whether the guest resumes by itself.
     resumes: ClassVar[bool] = True
-    #: Whether it can be rehearsed, and verified (`Asked`).
+    #: Whether it can be rehearsed, verified, and told how long the guest may wait (`Asked`).
     rehearses: ClassVar[bool] = False
     #: Whether the guest goes on under the old QEMU when the new one does not load its state.
     rolls_back: ClassVar[bool] = True

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import socket
-import stat
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -41,6 +40,7 @@ _PATIENCE_MS = 2000
 #: this: it is in memory twice until the commit (bytes).
 _MAX_CHANGED = 128 * 2**20
 _SHARE = 8
+_STDERR = 2
 #: How much of what a new QEMU says is read (bytes).
 _SAID_MOST = 65536
 #: Where QEMU opens a descriptor that it was given with add-fd.
@@ -62,8 +62,10 @@ class Operation(Driven):
         self._us: dict[str, int] = {}
         self._filtered = False
         self._began = False
-        #: How much the old QEMU's standard error had in it before the new one had it as well.
-        self._output_at = 0
+        #: What the new QEMU says until the commit (a file in memory).
+        self._words = self._stack.enter_context(_memory_file("pageflip-words"))[0]
+        #: By which numbers it gets descriptors with the guest, and by which it has them until then.
+        self._places: dict[int, int] = {}
         #: Whether the guest runs: a paused one arrives paused.
         self._ran = old.state() == "running"
         self._stopped = False
@@ -86,12 +88,8 @@ class Operation(Driven):
             # By its full path: it is opened as the old QEMU sees it.
             words[0] = str(Path(words[0]).absolute())
             self._began = True
-            self._output_at = _output_size(self._old.pid)
-            self._taps = StandIns(self._new.machine.descriptors, self._old.pid)
-            self._stack.callback(self._taps.close)
-            with self._lent(self._new.machine.descriptors, self._taps.instead) as descriptors:
-                kept = {**descriptors, **self._taps.real}
-                made = self._helper.start(words, kept, dry=False)
+            with self._lent(self._descriptors()) as descriptors:
+                made = self._helper.start(words, descriptors, dry=False)
             self._us |= {"fork-us": made.fork_us, "held-us": made.held_us}
             self._us["become-us"] = made.become_us
             self._begun_ns = time.monotonic_ns()
@@ -104,18 +102,35 @@ class Operation(Driven):
         log = self._old.log.parent / "transplant.log"
         return self._stack.enter_context(helper.started(Layout.default(), log))
 
-    @contextmanager
-    def _lent(
-        self, descriptors: Sequence[int], instead: Mapping[int, int]
-    ) -> Iterator[Mapping[int, int]]:
-        """Let the old QEMU have descriptors of the lab's, by numbers of its own, for the fork.
+    def _descriptors(self) -> Mapping[int, int]:
+        """Return by which number the new QEMU is to have which descriptor of the lab's.
 
-        Some have others `instead` of them.
+        Its taps and its standard error are others until the guest runs there.
         """
+        numbers = self._new.machine.descriptors
+        self._taps = StandIns(numbers, self._old.pid)
+        self._stack.callback(self._taps.close)
+        self._places = dict(self._taps.places)
+        found = {one: self._taps.instead.get(one, one) for one in numbers}
+        if Path(f"/proc/{self._old.pid}/fd/{_STDERR}").exists():
+            self._places[_STDERR] = max([_STDERR, *numbers, *self._places.values()]) + 1
+            found[_STDERR] = self._words
+        return found
+
+    @contextmanager
+    def _lent(self, descriptors: Mapping[int, int]) -> Iterator[Mapping[int, int]]:
+        """Let the old QEMU have descriptors of the lab's for the fork.
+
+        Yields by which number the new QEMU is to have which of the old one's.
+        """
+        assert self._taps
         monitor = self._old.monitor
-        given = {one: monitor.execute_with(instead.get(one, one), "add-fd") for one in descriptors}
+        given = {to: monitor.execute_with(one, "add-fd") for to, one in descriptors.items()}
+        found = {to: int(told["fd"]) for to, told in given.items()} | self._taps.real
+        if _STDERR in self._places:
+            found[self._places[_STDERR]] = _STDERR
         try:
-            yield {one: told["fd"] for one, told in given.items()}
+            yield found
         finally:
             for told in given.values():
                 monitor.execute("remove-fd", {"fdset-id": told["fdset-id"]})
@@ -225,7 +240,7 @@ class Operation(Driven):
     def _commit(self, helper: Helper, deadline: Deadline, resuming: Look) -> None:
         """Give the guest to the new QEMU.  From the command ``cont`` on there is no way back."""
         assert self._taps
-        helper.hold(self._taps.places)
+        helper.hold(self._places)
         self._taps.remove()
         deadline.check()
         self._new.alive()
@@ -260,17 +275,9 @@ class Operation(Driven):
         return how
 
     def _said(self) -> list[str]:
-        """Return what was said on the old QEMU's standard error since the new one has it too.
-
-        Only where that is a file, and of that the last lines.
-        """
-        with suppress(OSError):
-            if _output_size(self._old.pid):
-                with Path(f"/proc/{self._old.pid}/fd/2").open("rb") as file:
-                    file.seek(self._output_at)
-                    text = tracelog.without(file.read(_SAID_MOST).decode(errors="replace"))
-                    return [line for line in text.splitlines() if line][-3:]
-        return []
+        """Return the last lines of what the new QEMU said."""
+        text = os.pread(self._words, _SAID_MOST, 0).decode(errors="replace")
+        return [line for line in tracelog.without(text).splitlines() if line][-3:]
 
     def _abandon(self) -> str:
         """End the new QEMU, and leave no trace of it in the old one."""
@@ -297,6 +304,8 @@ class Operation(Driven):
         """Go back if that has not been done, and let go of the helper."""
         with self._stack:
             self.undo()
+            with suppress(OSError), self._new.log.open("ab") as log:
+                log.write(os.pread(self._words, _SAID_MOST, 0))
 
     def info(self) -> Mapping[str, Any]:
         """Say what was done, in the form of the series' query-migrate."""
@@ -317,14 +326,6 @@ class Operation(Driven):
             yield
         finally:
             self._us[name] = (time.monotonic_ns() - begun) // 1000
-
-
-def _output_size(pid: int) -> int:
-    """Return the size of a process's standard error, where that is a file; otherwise 0."""
-    with suppress(OSError):
-        status = Path(f"/proc/{pid}/fd/2").stat()
-        return status.st_size if stat.S_ISREG(status.st_mode) else 0
-    return 0
 
 
 def _send(end: socket.socket, data: bytes) -> None:

@@ -55,13 +55,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_connect(live)
     live.add_argument("--at-once", type=int, default=1, metavar="N", help="how many (default: 1)")
     live.add_argument(
+        "--patience",
+        type=int,
+        metavar="MS",
+        help="how long a guest may stand still until the attempt is given up and it goes on where "
+        "it was (default: the mechanism's own, 500 with the series and 2000 with transplant)",
+    )
+    live.add_argument(
         "--dry-run", action="store_true", help="say what would be done, and change nothing"
     )
 
 
 def run(given: argparse.Namespace, *, rehearse: bool = False) -> int:
     """Do what ``pageflip upgrade`` says, or ``pageflip rehearse``."""
-    asked = Asked(rehearse=rehearse)
+    asked = Asked(given.patience, rehearse=rehearse)
     if given.pid and given.domain:
         raise UsageError("--pid and --domain are of different managers", "one after the other")
     if given.connect and not given.domain:
@@ -71,8 +78,10 @@ def run(given: argparse.Namespace, *, rehearse: bool = False) -> int:
     given.new = given.new or UpgradeOptions().new
     if given.pid:
         return _running(given, asked)
-    if given.dry_run or given.at_once != 1:
-        raise UsageError("--dry-run and --at-once are for running QEMUs", "name one with --pid")
+    if given.dry_run or given.at_once != 1 or given.patience is not None:
+        raise UsageError(
+            "--dry-run, --at-once and --patience are for running QEMUs", "name one with --pid"
+        )
     wanted = options.parse(given)
     result = upgrade_once(Layout.default().into(given.out), wanted, rehearse=rehearse)
     if given.json:
@@ -88,6 +97,8 @@ def _check_options(given: argparse.Namespace) -> None:
         raise UsageError(f"{alien} is for guests of the lab's own, and not with --pid or --domain")
     if given.at_once < 1:
         raise UsageError(f"--at-once {given.at_once}: one is the fewest")
+    if given.patience is not None and given.patience < 1:
+        raise UsageError(f"--patience {given.patience}: one millisecond is the least")
 
 
 def _check_different(names: Sequence[str]) -> None:

@@ -279,7 +279,6 @@ class LibvirtHost:
         mib: int = 256,
         cpus: int = 1,
         quota: bool = False,
-        tap: bool = True,
         idle: bool = False,
     ) -> Iterator[Lines]:
         """Start a domain and fill its guest's memory; destroy it afterwards.
@@ -297,7 +296,7 @@ class LibvirtHost:
             append=f"{self._image.append} pageflip.shell",
             emulator=EMULATOR,
             disk=disk,
-            network=_BRIDGED.format(bridge=BRIDGE) if tap and not self.user else "",
+            network=_BRIDGED.format(bridge=BRIDGE) if not self.user else "",
             sockets=sockets,
         )
         file = f"/tmp/{name}.xml"
@@ -322,22 +321,23 @@ class LibvirtHost:
                 self.virsh("destroy", name, check=False)
                 self.virsh("undefine", name, check=False)
 
-    def traffic(self, lines: Lines, address: str) -> Traffic:
-        """Send numbered datagrams and a stream to a domain's guest, which echoes them."""
-        deadline = Deadline.after(60, "the guest's network answers")
-        for tap in self.bed.path("sys/class/net").glob("vnet*"):
-            # For a guest that stands still on a busy machine: as lab.workloads.netnschild has it.
-            self.bed.run("ip", "link", "set", "dev", tap.name, "txqueuelen", "10000")
-        ports = lines.control.call("echo", deadline, address=address, prefix=PREFIX)
-        datagrams = self.bed.socket(socket.SOCK_DGRAM)
-        stream = self.bed.socket(socket.SOCK_STREAM)
-        stream.settimeout(deadline.left)
-        datagrams.connect((address, ports["udp_port"]))
-        stream.connect((address, ports["tcp_port"]))
-        made = Traffic(datagrams, stream)
-        made.start()
-        made.wait(deadline, lambda: None)
-        return made
+
+def traffic(made: Bed, lines: Lines, address: str) -> Traffic:
+    """Send numbered datagrams and a stream to a guest, which echoes them."""
+    deadline = Deadline.after(60, "the guest's network answers")
+    for port in made.path(f"sys/class/net/{BRIDGE}/brif").iterdir():
+        # For a guest that stands still on a busy machine: as lab.workloads.netnschild has it.
+        made.run("ip", "link", "set", "dev", port.name, "txqueuelen", "10000")
+    ports = lines.control.call("echo", deadline, address=address, prefix=PREFIX)
+    datagrams = made.socket(socket.SOCK_DGRAM)
+    stream = made.socket(socket.SOCK_STREAM)
+    stream.settimeout(deadline.left)
+    datagrams.connect((address, ports["udp_port"]))
+    stream.connect((address, ports["tcp_port"]))
+    going = Traffic(datagrams, stream)
+    going.start()
+    going.wait(deadline, lambda: None)
+    return going
 
 
 def _type(terminal: int, line: str, wanted: str, deadline: Deadline) -> str:

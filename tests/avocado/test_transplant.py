@@ -58,6 +58,19 @@ def _helper(layout: Layout) -> int:
     raise AssertionError("there is no helper")
 
 
+@contextmanager
+def _half_a_state() -> Iterator[None]:
+    """Let only half of the device state arrive."""
+    whole = stream.complete
+
+    def half(*words: Any) -> bytes:
+        made = whole(*words)
+        return made[: len(made) // 2]
+
+    with mock.patch.object(stream, "complete", half):
+        yield
+
+
 class Transplant(Upgrading, avocado.Test):
     """Stock QEMUs; the guest is whole, and the old one's if the new one is no good.
 
@@ -133,13 +146,7 @@ class Faults(Upgrading, avocado.Test):
 
     def test_state_truncated(self) -> None:
         """Half of the device state: the new QEMU refuses it."""
-        whole = stream.complete
-
-        def half(*words: Any) -> bytes:
-            made = whole(*words)
-            return made[: len(made) // 2]
-
-        with mock.patch.object(stream, "complete", half):
+        with _half_a_state():
             self.rolled_back(None, "does not load the device state")
 
     def test_helper_killed_at_each_step(self) -> None:
@@ -246,6 +253,28 @@ class Foreign(ByHand, avocado.Test):
             self.assertEqual((moved.outcome, moved.failure), (Outcome.REHEARSED, ""))
             self.still_there(one)
 
+    def test_what_the_new_one_says(self) -> None:
+        """Why it does not take the guest is passed on, and is not the old one's to say."""
+        self.prepare("stock:old", "stock:new")
+        with self.by_hand(rate=2**20) as one, _half_a_state():
+            (moved,) = self.move(one)
+            self.assertEqual(moved.outcome, Outcome.ROLLED_BACK)
+            self.assertIn("load of migration failed", moved.failure)
+            kept = Path(moved.run_directory, "new.log").read_text(encoding="utf-8")
+            self.assertIn("load of migration failed", kept)
+            self.assertNotIn("load of migration failed", one.vm.log.read_text(encoding="utf-8"))
+            self.still_there(one)
+
+    def test_allocated_at_the_start(self) -> None:
+        """Memory that was allocated at the start is not allocated once more."""
+        self.prepare("stock:old", "stock:new")
+        ram = "memory-backend-ram,id=ram,size=512M,prealloc=on"
+        moved = self.taken("-object", ram, "-machine", "memory-backend=ram", "-mem-prealloc")
+        (record,) = Path(moved.run_directory).glob("*-new.json")
+        words = record.read_text(encoding="utf-8")
+        self.assertIn("prealloc=off", words)
+        self.assertNotIn("-mem-prealloc", words)
+
     def test_refused(self) -> None:
         """A device whose state is not saved, which QEMU itself does not say of it."""
         self.prepare("stock:old", "stock:new")
@@ -267,7 +296,7 @@ class Foreign(ByHand, avocado.Test):
         self.prepare(stock, stock)
         self.kill_tracers("-sandbox", _SANDBOX)
 
-    def taken(self, *more: str) -> None:
+    def taken(self, *more: str) -> live.Moved:
         """Take a guest, and assert that it is whole, and where it is looked for."""
         with self.by_hand(*more, rate=2**20) as one:
             (moved,) = self.move(one)
@@ -277,6 +306,7 @@ class Foreign(ByHand, avocado.Test):
             self.assertTrue(one.vm.dead)
             there = look.look(str(one.qmp))
             self.assertEqual((there.pid, there.binary.version), (moved.new_pid, self.new.version))
+        return moved
 
     def move(self, one: Guest, *, rehearse: bool = False) -> list[live.Moved]:
         """Do what the verb does."""

@@ -93,6 +93,8 @@ def test_options_of_the_labs_own_guests_do_not_fit() -> None:
         upgrade._check_options(given("--ram", "1G"))
     with pytest.raises(UsageError, match="one is the fewest"):
         upgrade._check_options(given("--at-once", "0"))
+    with pytest.raises(UsageError, match="one millisecond is the least"):
+        upgrade._check_options(given("--patience", "0"))
 
 
 def test_a_command_line_with_where_the_guest_comes_from(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from lab.base.errors import PreconditionError, UsageError
 from lab.host import facts
 from lab.live import look, outside, preflight
 from lab.live.look import Backend, Running
-from lab.live.successor import Passed
+from lab.live.successor import Passed, Successor
 from lab.live.truth.model import Device, Listener
 from lab.source.series import STOCK
 from lab.verbs import bisect
@@ -116,10 +116,7 @@ def test_a_guest_on_shared_memory() -> None:
     [
         ("-device nvme,serial=1", "does not save the state"),
         ('-device {"driver":"virtio-mem-pci"}', "managed in parts"),
-        ("-object memory-backend-ram,id=m,size=1G,prealloc=on", "allocate all memory once more"),
-        ('-object {"qom-type":"memory-backend-ram","id":"m","prealloc":true}', "once more"),
         ("-object sev-guest,id=s", "is its secret"),
-        ("-mem-prealloc", "once more"),
         ("-runas nobody", "cannot become it"),
         ("-overcommit mem-lock=on", "would lock"),
         ("-realtime mlock=on", "would lock"),
@@ -131,6 +128,18 @@ def test_what_stands_against_taking_it_from_outside(words: str, why: str) -> Non
     assert why in said[0]
     harmless = "-device virtio-blk-pci -object iothread,id=i -overcommit mem-lock=off"
     assert len(list(outside.reasons(qemu(*harmless.split())))) == 1
+
+
+def test_memory_that_was_allocated_is_not_allocated_once_more() -> None:
+    said = "-mem-prealloc -object memory-backend-ram,id=m,prealloc=on,size=1G "
+    said += '-object {"id":"n","prealloc":true,"host-nodes":[0]} -object iothread,id=i '
+    words = f"{said}-netdev tap,id=t,fd=7 -name prealloc=on".split()
+    made = outside.inheriting(Successor(["/q", *words], passed=[Passed(9, {"fd": "7"})]))
+    assert made.with_descriptors([9]) == [
+        *("/q", "-S", "-object", "memory-backend-ram,id=m,prealloc=off,size=1G"),
+        *("-object", '{"id": "n", "prealloc": false, "host-nodes": [0]}'),
+        *("-object", "iothread,id=i", "-netdev", "fd=9", "-name", "prealloc=on"),
+    ]
 
 
 def test_all_features_of_a_version_are_not_those_of_another() -> None:

@@ -59,6 +59,13 @@ def opened(pid: int, besides: Collection[str] = ()) -> Opened:
     return found
 
 
+def standard_error(pid: int) -> str:
+    """Return what a process's standard error is, by the name that the kernel has for it, or ""."""
+    with suppress(OSError):
+        return str(Path(f"/proc/{pid}/fd/2").readlink())
+    return ""
+
+
 def set_of(files: Collection[OpenFile]) -> list[OpenFile]:
     """Return each file once, however often it is open."""
     return list({one.identity: one for one in files}.values())
@@ -72,7 +79,7 @@ def _sort(
     elif stat.S_ISCHR(status.st_mode):
         if name == "/dev/net/tun":
             found.taps += _interface(entry)
-        elif entry.name not in _STANDARD:
+        elif not (entry.name in _STANDARD or name in besides):
             found.nodes.append(name)
     elif (where := _identity(status)) and not (
         entry.name in _STANDARD or name in besides or _MEMORY.match(name)
