@@ -53,7 +53,11 @@ class Sameness:
             raise DifferentError(f"the new QEMU is not the same: {in_words(found)}")
 
     def after(self, new: Qemu) -> list[str]:
-        """Return what the new QEMU, which has the guest, has not in common with the old one."""
+        """Return what the new QEMU, which has the guest, has not in common with the old one.
+
+        What can still be told to it is told first: it may not have been there before.
+        """
+        amend.amend(self.old, new.monitor)
         found = compare.differences(self.old, self._take(new), committed=True)
         return [str(one) for one in found]
 

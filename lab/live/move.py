@@ -7,6 +7,7 @@ There is no agent of ours in such a guest: what it has in its memory cannot be c
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -23,13 +24,14 @@ from lab.base.identity import Who
 from lab.base.layout import Layout, socket_directory
 from lab.base.progress import note
 from lab.base.record import Spare
-from lab.live import aside, journal, look, outside, preflight
+from lab.live import aside, journal, look, outside, preflight, start, trial
 from lab.live.aside import Aside, File
 from lab.live.check import Sameness, Settings
 from lab.live.journal import Entry, Journal, LiveStep, Owner
 from lab.live.look import Connect, Running
 from lab.live.moved import Moved, tell
 from lab.live.preflight import Preflight
+from lab.live.start import CommandLine
 from lab.live.successor import Successor
 from lab.measure import downtime, memory
 from lab.mechanisms import Asked, Mechanism
@@ -52,21 +54,6 @@ class Plan:
     asked: Asked
     #: Files that its manager opened for the old QEMU's process, and that no successor has open.
     own: tuple[Path, ...] = ()
-
-
-@dataclass(frozen=True)
-class CommandLine:
-    """A successor's command line (lab.vm.cmdline.Invocation)."""
-
-    words: tuple[str, ...]
-    sockets: Path
-    qmp: Path
-    descriptors: tuple[int, ...] = ()
-    incoming: tuple[str, ...] = ()
-
-    def argv(self) -> list[str]:
-        """Return its command line."""
-        return [*self.words, *(word for one in self.incoming for word in ("-incoming", one))]
 
 
 def plan(
@@ -174,11 +161,11 @@ class Mover:
     ) -> Moved:
         found = plan.found
         with ExitStack() as stack:
-            os.chown(sockets, *_owner(found.pid))
-            start = stack.enter_context(factory(record.directory, None))
+            os.chown(sockets, *start.owner(found.pid))
+            vms = stack.enter_context(factory(record.directory, None))
             command = CommandLine(found.argv, sockets, found.monitor)
             old = Qemu("old", command, process.Foreign(found.pid), record.directory / "old.log")
-            start.connect(old)
+            vms.connect(old)
             check = Sameness(old, [*plan.successor.files, *plan.own], sockets)
             settings = Settings(check.old.migration).resource()
             book.write(LiveStep.STARTING, resources=(*book.entry.resources, settings))
@@ -189,7 +176,7 @@ class Mover:
             book.write(LiveStep.MOVING, runs=Owner.EITHER)
             self._on_their_way.add(old)
             try:
-                result = _move(start, plan, old, new, record, check, files, book)
+                result = _move(vms, plan, old, new, record, check, files, book)
             except BaseException:
                 keep()
                 files.leave()
@@ -247,36 +234,15 @@ def _successor(
         yield Qemu("new", command, promised, record.directory / "new.log"), lambda: None
         return
     log = record.log("new.log")
-    argv = [*_as_user(found.pid), *command.argv()]
-    umask = int(_status(found.pid, "Umask"), base=8)
+    argv = [*start.as_user(found.pid), *command.argv()]
+    umask = start.umask(found.pid)
     mark = {journal.MARK: str(sockets)}
     with process.lent(argv, log=log, cwd=found.cwd, umask=umask, env=mark) as lent:
         yield Qemu("new", command, lent.process, log), lent.keep
 
 
-def _owner(pid: int) -> tuple[int, int]:
-    status = Path(f"/proc/{pid}").stat()
-    return status.st_uid, status.st_gid
-
-
-def _status(pid: int, name: str) -> str:
-    """Return a field of a process's status (proc_pid_status(5))."""
-    told = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
-    return told.partition(f"\n{name}:")[2].partition("\n")[0].strip()
-
-
-def _as_user(pid: int) -> list[str]:
-    """Return what goes before a command for it to run as the user of process `pid`."""
-    user, group = _owner(pid)
-    if user == os.geteuid():
-        return []
-    groups = _status(pid, "Groups").split()
-    more = ["--groups", ",".join(groups)] if groups else ["--clear-groups"]
-    return ["setpriv", "--reuid", str(user), "--regid", str(group), *more, "--"]
-
-
 def _move(
-    start: VmFactory,
+    vms: VmFactory,
     plan: Plan,
     old: Qemu,
     new: Qemu,
@@ -294,12 +260,13 @@ def _move(
     asked = dataclasses.replace(plan.asked, hold=plan.mechanism.can_hold(plan.found.binary))
     with memory.sampled(old, new, considerate=True) as sampler:
         moved = move(
-            start,
+            vms,
             old,
             new,
             plan.mechanism,
             asked,
             look=look_at,
+            try_out=functools.partial(trial.compare, vms, plan.found, plan.successor, new, check),
             state=plan.found.state,
             resuming=lambda _new: book.write(LiveStep.RESUMING),
         )

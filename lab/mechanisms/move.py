@@ -92,26 +92,27 @@ def move(
     interfere: Interfere[Q] | None = None,
     look: Look = lambda _new: None,
     resuming: Look = lambda _new: None,
+    try_out: Callable[[], None] = lambda: None,
     state: str = _RUNNING,
 ) -> Move[Q]:
     """Move the guest of `old` to `new`, which has just been started.
 
     `look` sees the new QEMU before anything has begun, or with ``asked.hold`` when the old one has
     started it, and the guest stays where it is when that raises; `resuming` sees it before it is
-    told to run the guest, where it has to be.  `state` is the guest's RunState (QAPI): a paused one
-    arrives paused.  A failed move is no exception, but is told.
+    told to run the guest, where it has to be.  `try_out` is called instead of `look` before a move
+    that nobody can look into, and nothing is begun when it raises.  `state` is the guest's RunState
+    (QAPI): a paused one arrives paused.  A failed move is no exception, but is told.
     """
     start_ns = time.monotonic_ns()
     new_start_ms, failure, begun = None, "", False
     driven: Driven | None = None
     try:
-        if mechanism.monitor_first:
-            new_start_ms = _connect_first(factory, new, look)
+        new_start_ms = _looked_at(factory, new, mechanism, asked, look, try_out)
         begun = True
         mechanism.prepare(old, new)
         old.read_cpu()
         start_ns = time.monotonic_ns()
-        driven, asked = _go(mechanism, old, new, asked)
+        driven, asked = _go(mechanism, old, new, asked, try_out)
         if interfere:
             interfere(old, new)
         if driven:
@@ -122,8 +123,7 @@ def move(
                 resuming(new)
                 new.monitor.execute("cont")
     except CannotTellError as error:
-        failure = _undone(old, driven, error) if begun else error.message
-        _reach(factory, new)
+        failure = _given_up(factory, old, new, driven, error) if begun else error.message
     finally:
         if driven:
             driven.close()
@@ -135,8 +135,19 @@ def move(
     return Move(new, window, *_told(old, new, where, failure, info), new_start_ms, info)
 
 
-def _connect_first(factory: VmFactory, new: Qemu, look: Look) -> float:
-    """Connect to the new QEMU and look at it; return how long it took to answer (ms)."""
+def _looked_at(
+    factory: VmFactory,
+    new: Qemu,
+    mechanism: Mechanism,
+    asked: Asked,
+    look: Look,
+    try_out: Callable[[], None],
+) -> float | None:
+    """Look at the new QEMU if it is there already; return how long it took to answer (ms) then."""
+    if not mechanism.monitor_first:
+        if not (asked.hold or mechanism.from_outside):
+            try_out()
+        return None
     start_ns = time.monotonic_ns()
     factory.connect(new)
     took_ms = (time.monotonic_ns() - start_ns) / 1e6
@@ -155,7 +166,9 @@ def _told(
     return outcome, failure
 
 
-def _go(mechanism: Mechanism, old: Qemu, new: Qemu, asked: Asked) -> tuple[Driven | None, Asked]:
+def _go(
+    mechanism: Mechanism, old: Qemu, new: Qemu, asked: Asked, try_out: Callable[[], None]
+) -> tuple[Driven | None, Asked]:
     """Start the move, without a hold where that cannot be; return what was asked for then, too.
 
     Which guests can be held only the old QEMU knows: their host's kernel and processor decide.
@@ -166,6 +179,7 @@ def _go(mechanism: Mechanism, old: Qemu, new: Qemu, asked: Asked) -> tuple[Drive
         if not asked.hold or _NOT_HELD not in error.message:
             raise
         asked = dataclasses.replace(asked, hold=False)
+        try_out()
         return mechanism.go(old, new, asked), asked
 
 
@@ -249,6 +263,15 @@ def _wait_completed(*vms: Qemu) -> None:
             vms[-1].watch_cpu()  # the new one
         if status != "completed":
             raise QmpError(f"the {vm.name} QEMU says that the migration {status}")
+
+
+def _given_up(
+    factory: VmFactory, old: Qemu, new: Qemu, driven: Driven | None, error: CannotTellError
+) -> str:
+    """Let a move that has begun go back, as far as it can, and return why."""
+    failure = _undone(old, driven, error)
+    _reach(factory, new)
+    return failure
 
 
 def _undone(old: Qemu, driven: Driven | None, error: CannotTellError) -> str:

@@ -226,12 +226,19 @@ CHANGES: tuple[tuple[str, dict[str, Any]], ...] = (
 _DRIVE = "-drive if=none,id=d0,file=@/disk0,format=qcow2 -device virtio-blk-pci,drive=d0"
 _LIMITS = {"bps": 500000, "bps_rd": 0, "bps_wr": 0, "iops": 0, "iops_rd": 0, "iops_wr": 0}
 _UP = "upgraded by"
+#: Memory that cpr-transfer takes.
+SHARED = (
+    "-object memory-backend-memfd,id=mm,size=64M,share=on "
+    "-machine memory-backend=mm,aux-ram-share=on"
+)
 _NBD = {"addr": {"type": "unix", "data": {"path": "@/nbd"}}}
 
 #: Kinds of things: the command line, what is done to it, the mechanism, and what comes of it.
 KINDS: dict[str, tuple[str, tuple[tuple[str, dict[str, Any]], ...], str, str]] = {
     "limits of a drive": (_DRIVE, (("block_set_io_throttle", {"device": "d0", **_LIMITS}),),
         "auto", _UP),
+    "limits of a drive, and no hold": (_DRIVE, (("block_set_io_throttle",
+        {"device": "d0", **_LIMITS}),), "flip-late", _UP),
     "a snapshot": (_DRIVE, (("blockdev-snapshot-sync",
         {"device": "d0", "snapshot-file": "@/late", "format": "qcow2"}),), "auto", "image of d0"),
     "a snapshot, by a relative name": (_DRIVE.replace("@/", ""), (("blockdev-snapshot-sync",

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import avocado
-from commandlines import ALONE, KINDS, NOT_ALONE, Case, case, files, placed
+from commandlines import ALONE, KINDS, NOT_ALONE, SHARED, Case, case, files, placed
 
 from lab import mechanisms
 from lab.base import process
@@ -41,6 +41,7 @@ class Generated(avocado.Test):
     """QEMUs from generated command lines, with random changes afterwards, and no guest in them.
 
     -p cases=N: how many; -p first=N: the first one's seed; a failure names the seed.
+    -p kind=TEXT: of the kinds only those with this in their names.
 
     :avocado: tags=medium
     """
@@ -145,12 +146,31 @@ class Generated(avocado.Test):
     def test_kinds(self) -> None:
         """One of each kind of thing that a command line does not say, or says in its own way."""
         bad = []
+        only = self.params.get("kind", default="")
         for name, (words, changes, mechanism, expected) in KINDS.items():
+            if only not in name:
+                continue
             said = self.one(Case(0, tuple(words.split(" ")), changes), mechanism)
             self.log.info("%s: %s", name, said)
             if expected not in said:
                 bad.append(f"{name}: {said}, and not {expected}")
         self.assertEqual(bad, [])
+
+    def test_a_difference(self) -> None:
+        """What only a comparison finds is found beforehand, by whatever mechanism."""
+        set_later = ("qom-set", {"path": "/objects/io", "property": "poll-max-ns", "value": 1000})
+        words = ("-object", "iothread,id=io")
+        for mechanism in ("flip", "flip-late", "cpr-transfer"):
+            more = tuple(SHARED.split(" ")) if mechanism == "cpr-transfer" else ()
+            case = Case(0, (*words, *more), (set_later,))
+            with tempfile.TemporaryDirectory(prefix="case", dir="/var/tmp") as name:
+                directory = Path(name)
+                with self.started(case, directory) as (pid, before):
+                    plan = live.plan(str(directory / "main"), self.new, mechanism)
+                    moved = Mover(self.layout).one(plan)
+                    self.assertEqual(moved.outcome, Outcome.ROLLED_BACK, mechanism)
+                    self.assertIn("objects io properties poll-max-ns", moved.failure)
+                    self.unchanged(pid, directory, before)
 
     def test_every_option(self) -> None:
         """What -help lists is either tried or named as what cannot be."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -19,9 +18,10 @@ from lab import cli
 from lab.base import process
 from lab.base.errors import PreconditionError, UsageError
 from lab.base.layout import Layout
-from lab.live import move
-from lab.live.move import CommandLine, Mover, Plan
+from lab.live import move, start
+from lab.live.move import Mover, Plan
 from lab.live.moved import Moved
+from lab.live.start import CommandLine
 from lab.model import Outcome
 from lab.verbs import upgrade
 from lab.vm.qemu import Qemu
@@ -103,10 +103,10 @@ def test_a_command_line_with_where_the_guest_comes_from(tmp_path: Path) -> None:
 
 
 def test_the_new_qemu_is_the_same_users(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert move._as_user(os.getpid()) == []
-    monkeypatch.setattr(move, "_owner", lambda _pid: (4711, 4712))
-    words = move._as_user(os.getpid())
-    assert words[:5] == ["setpriv", "--reuid", "4711", "--regid", "4712"]
+    assert start.as_user(os.getpid()) == []
+    monkeypatch.setattr(start, "owner", lambda _pid: (4711, 4712))
+    words = start.as_user(os.getpid(), "--pdeathsig", "KILL")
+    assert words[:7] == ["setpriv", "--pdeathsig", "KILL", "--reuid", "4711", "--regid", "4712"]
     assert words[-1] == "--"
 
 
@@ -116,7 +116,11 @@ def test_new_files_have_the_old_ones_permissions(tmp_path: Path) -> None:
         with process.lent(["touch", made], log=log, cwd=tmp_path, umask=umask) as lent:
             assert lent.process.wait(10) == 0
         assert made.stat().st_mode & 0o777 == 0o666 & ~umask
-    assert re.fullmatch("0[0-7]+", move._status(os.getpid(), "Umask"))
+    mine = os.umask(0o35)
+    try:
+        assert start.umask(os.getpid()) == 0o35
+    finally:
+        os.umask(mine)
 
 
 def test_what_is_kept_outlives_the_block(tmp_path: Path) -> None:

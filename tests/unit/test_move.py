@@ -230,10 +230,34 @@ def test_a_guest_that_cannot_be_held_moves_without_a_hold() -> None:
 
     one = Refuses("stands still, so there is nothing to hold")
     nobody = cast("Any", None)
-    assert _go(one, nobody, nobody, Asked(hold=True)) == (None, Asked(hold=False))
-    assert one.asked == [True, False]
+    tried = list[int]()
+
+    def try_out() -> None:
+        tried.append(len(one.asked))
+
+    found = _go(one, nobody, nobody, Asked(hold=True), try_out)
+    assert found == (None, Asked(hold=False))
+    assert (one.asked, tried) == ([True, False], [1])
     with pytest.raises(QmpError):
-        _go(Refuses("no"), nobody, nobody, Asked(hold=True))
+        _go(Refuses("no"), nobody, nobody, Asked(hold=True), try_out)
+    assert tried == [1]
+
+
+@pytest.mark.parametrize(("mechanism", "tried"), [(FlipLate(), 1), (Precopy(), 0)])
+def test_what_cannot_be_looked_into_is_tried_out(pair: Pair, mechanism: Any, tried: int) -> None:
+    """Before anything has begun."""
+    commands = list[int]()
+
+    def try_out() -> None:
+        commands.append(len(pair.qemu["old"].commands))
+        raise CannotTellError("it is another one")
+
+    old, new = pair.vm["old"], pair.vm["new"]
+    before = len(pair.qemu["old"].commands)
+    done = move(pair.factory, old, new, mechanism, Asked(), try_out=try_out)
+    assert commands == [before] * tried
+    if tried:
+        assert (done.outcome, done.failure) == (Outcome.ROLLED_BACK, "it is another one")
 
 
 def test_a_failed_migration_tells_qemus_reason(pair: Pair) -> None:
