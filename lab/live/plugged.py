@@ -181,7 +181,7 @@ def _tap(name: str, queues: Sequence[str], truth: Truth) -> str:
     if len(queues) > 1:
         parts["queues"] = str(len(queues))
     if "/dev/vhost-net" in truth.nodes:  # whose it is cannot be told
-        parts["vhost"] = "on"
+        parts["vhost"] = "unknown"  # which is refused
     return text_of({key: part for key, part in parts.items() if key or part})
 
 

@@ -154,7 +154,7 @@ def test_taps() -> None:
     made = current(asked=Told(taps={"t": ["ifname=x,script=no,downscript=no"]}),
                    nodes=["/dev/vhost-net"])  # fmt: skip
     assert list(options(made.argv, "netdev")) == [
-        "tap,id=t,ifname=x,script=no,downscript=no,vhost=on"
+        "tap,id=t,ifname=x,script=no,downscript=no,vhost=unknown"
     ]
 
 
