@@ -8,7 +8,7 @@ same name.  Where that is not enough it is left out, with the reason.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,6 +40,7 @@ _UNSET: tuple[Any, ...] = ("", None, [])
 #: An empty one of these is not an unset one.
 _EMPTY = frozenset({"romfile"})
 _LISTENS = ",server=on"
+_VHOST = "/dev/vhost-net"
 
 
 @dataclass
@@ -70,9 +71,7 @@ def current(argv: Sequence[str], truth: Truth, told: Told) -> Current:
     for name, chardev in truth.chardevs.items():
         if name not in named and by_somebody(name) and (text := _chardev(name, chardev.where)):
             made.add("character device", name, "chardev", text)
-    for name, queues in told.taps.items():
-        if name not in named and not name.startswith("#"):
-            made.add("network backend", name, "netdev", _tap(name, queues, truth))
+    _taps(made, truth, told, named)
     _nodes(made, truth, told, named)
     _devices(made, truth, told)
     return made
@@ -175,14 +174,37 @@ def _chardev(name: str, where: str) -> str:
     return ""
 
 
-def _tap(name: str, queues: Sequence[str], truth: Truth) -> str:
+def _taps(made: Current, truth: Truth, told: Told, named: Collection[str]) -> None:
+    late = {
+        name: queues
+        for name, queues in told.taps.items()
+        if name not in named and not name.startswith("#")
+    }
+    vhost = _VHOST in truth.nodes
+    others = any(part.startswith("vhost") for _, part in _parts(made.argv))
+    for name, queues in late.items():
+        if vhost and (others or len(late) > 1):
+            made.why[f"network backend {name}"] = "QEMU does not tell which taps vhost serves"
+        else:
+            made.add("network backend", name, "netdev", _tap(name, queues, vhost=vhost))
+
+
+def _parts(argv: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yield the options of networks with the name of each part."""
+    for name, value in pairs(argv):
+        if name in {"netdev", "nic", "net"}:
+            yield from ((name, part) for part in values(value or ""))
+
+
+def _tap(name: str, queues: Sequence[str], *, vhost: bool) -> str:
     """Return a tap as an option; whether it can be carried over is no matter of this module."""
     parts = {"": "tap", "id": name, **values(queues[0])}
-    if len(queues) > 1:
+    if len(queues) > 1 and "fd" in parts:
+        parts["fds"] = ":".join(values(one)["fd"] for one in queues)
+        del parts["fd"]
+    elif len(queues) > 1:
         parts["queues"] = str(len(queues))
-    if "/dev/vhost-net" in truth.nodes:  # whose it is cannot be told
-        parts["vhost"] = "unknown"  # which is refused
-    return text_of({key: part for key, part in parts.items() if key or part})
+    return text_of({**parts, **({"vhost": "on"} if vhost else {})})
 
 
 def _devices(made: Current, truth: Truth, told: Told) -> None:

@@ -277,9 +277,6 @@ def _tap(made: Successor, said: str, parts: dict[str, str]) -> None:
             f"{said}: which tap it is is not known; ifname=..., or fd=..., is what can be passed on"
         )
         return
-    if parts.get("vhost") == "unknown":
-        made.refusals.append(f"{said}: it was added, and whether vhost has the tap cannot be told")
-        return
     if "ifname" in parts and parts.get("downscript") != "no":
         made.remarks.append(
             f"{said}: nobody runs the script that takes the tap down: the new QEMU gets it by "

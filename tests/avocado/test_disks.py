@@ -17,6 +17,7 @@ from lab.live import move as live
 from lab.live.move import Mover
 from lab.model import Outcome
 from lab.vm import binary
+from lab.workloads.netns import GUEST, HOST, segment
 
 
 class Disks(avocado.Test):
@@ -109,6 +110,23 @@ class Disks(avocado.Test):
         if reason := mechanisms.Transplant().missing(self.old, self.new):
             self.cancel(reason)
         self.plugged("transplant")
+
+    def test_a_network_card(self) -> None:
+        """A NIC on a tap, both added by QMP, from which the host answers before and after."""
+        with segment(Path(self.outputdir) / "network.log") as net, self.guest() as one:
+            with one.monitor() as monitor:
+                monitor.execute_with(net.tap(), "getfd", {"fdname": "tap"})
+                monitor.execute("netdev_add", {"type": "tap", "id": "n", "fd": "tap"})
+                nic = {"driver": "virtio-net-pci", "id": "nic", "bus": "rp1", "netdev": "n"}
+                monitor.execute("device_add", nic)
+            one.wait_for("test -e /sys/class/net/eth0")
+            address = one.shell.run("cat /sys/class/net/eth0/address")
+            one.shell.run(f"ifconfig eth0 {GUEST} up")
+            ping = f"ping -c 1 -w 20 {HOST}"
+            one.shell.run(ping)
+            self.upgrade(one, "flip")
+            self.assertEqual(one.shell.run("cat /sys/class/net/eth0/address"), address)
+            one.shell.run(ping)
 
     def test_unplugged(self) -> None:
         """A disk of the command line's that was taken out: the other ones stay what they are."""

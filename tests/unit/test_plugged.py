@@ -148,14 +148,22 @@ def test_objects_and_character_devices() -> None:
 
 
 def test_taps() -> None:
-    taps = {"t": ["fd=12"], "#net1": ["fd=13"], "m": ["fd=14", "fd=15"]}
+    taps = {"t": ["fd=12"], "#net1": ["fd=13"], "m": ["fd=14", "fd=15"], "i": ["ifname=x"] * 2}
     made = current(asked=Told(taps=taps))
-    assert list(options(made.argv, "netdev")) == ["tap,id=t,fd=12", "tap,id=m,fd=14,queues=2"]
-    made = current(asked=Told(taps={"t": ["ifname=x,script=no,downscript=no"]}),
-                   nodes=["/dev/vhost-net"])  # fmt: skip
     assert list(options(made.argv, "netdev")) == [
-        "tap,id=t,ifname=x,script=no,downscript=no,vhost=unknown"
+        "tap,id=t,fd=12", "tap,id=m,fds=14:15", "tap,id=i,ifname=x,queues=2",
+    ]  # fmt: skip
+
+
+def test_whose_vhost_is() -> None:
+    taps = Told(taps={"t": ["ifname=x,script=no,downscript=no"]})
+    made = current(asked=taps, nodes=["/dev/vhost-net"])
+    assert list(options(made.argv, "netdev")) == [
+        "tap,id=t,ifname=x,script=no,downscript=no,vhost=on"
     ]
+    made = current("-nic", "tap,fd=3,vhost=on", asked=taps, nodes=["/dev/vhost-net"])
+    assert list(options(made.argv, "netdev")) == []
+    assert made.why == {"network backend t": "QEMU does not tell which taps vhost serves"}
 
 
 @pytest.fixture

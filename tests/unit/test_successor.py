@@ -189,7 +189,6 @@ def test_a_descriptor_that_management_passed_is_passed_on(text: str, becomes: li
         "-netdev bridge,id=n,br=b",
         "-netdev tap,id=n",
         "-netdev tap,id=n,br=b,helper=/h",
-        "-netdev tap,id=n,ifname=t,vhost=unknown",
         "-netdev vhost-user,id=n,chardev=c",
         "-device vhost-vsock-pci,guest-cid=3",
         '-device \'{"driver": "vfio-pci", "host": "1"}\'',
