@@ -276,7 +276,7 @@ def _move(
         pid=plan.found.pid,
         new_pid=new.pid if not new.dead else 0,
         outcome=moved.outcome,
-        failure=moved.failure,
+        failure="; ".join(filter(None, (moved.failure, _said(vms, plan, new, moved.outcome)))),
         mechanism=plan.mechanism.name,
         old_version=plan.seen.version,
         new_version=plan.seen.new_version,
@@ -288,6 +288,14 @@ def _move(
     )
     record.keep("moved.json", result.model_dump_json(indent=2) + "\n")
     return result
+
+
+def _said(vms: VmFactory, plan: Plan, new: Qemu, outcome: Outcome) -> str:
+    """Return what the new QEMU said, if the old one started it and it has not got far."""
+    asks = plan.mechanism.inherits and not plan.mechanism.from_outside
+    if not asks or new.connection or outcome is not Outcome.ROLLED_BACK:
+        return ""
+    return trial.reason(vms, plan.found, plan.successor, new)
 
 
 def _checked(moved: Moved, check: Sameness, new: Qemu, record: Spare) -> Moved:

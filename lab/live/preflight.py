@@ -131,12 +131,22 @@ def successor(found: Running, new: Binary) -> Successor:
             made.refusals.append(f"-D {name}: the new QEMU would empty it, and cannot append to it")
     if found.truth:
         made.refusals += _unexpected(found.truth, made)
-        if "daemonize" in {name for name, _ in pairs(found.argv)}:
-            made.refusals += [
-                f"{name} is relative, and a daemon's directory is not known any more"
-                for name in relative(found.truth)
-            ]
+    if "daemonize" in {name for name, _ in pairs(found.argv)}:
+        opened = relative(found.truth) if found.truth else ()
+        made.refusals += [
+            f"{name} is relative, and a daemon's directory is not known any more"
+            for name in dict.fromkeys((*opened, *_relative(found)))
+        ]
     return made
+
+
+def _relative(found: Running) -> Iterator[str]:
+    """Yield the files that are read when QEMU starts, and are named relative to where that was."""
+    for option, part in _READ:
+        for text in options(found.argv, option):
+            name = values(text).get(part, "") if part else text
+            if name and not name.startswith("/"):
+                yield name
 
 
 def _unexpected(truth: Truth, made: Successor) -> Iterator[str]:
@@ -174,6 +184,14 @@ def lacks(new: Binary, found: Running) -> Iterator[str]:
         yield "-cpu max: the processor is whatever a version can emulate, and these are two"
 
 
+#: What names such files: an option, and a part of it or all of it.  A -bios may be one of QEMU's.
+_READ = (
+    *((name, "") for name in ("kernel", "initrd", "dtb", "shim", "L", "readconfig")),
+    ("fw_cfg", "file"),
+    ("smbios", "file"),
+    ("acpitable", "file"),
+    ("acpitable", "data"),
+)
 #: A name in what QEMU prints of what it has: a device's and its alias, or a line's first word.
 _NAMED = r'name "([^"]+)"|alias "([^"]+)"|^\s*([\w.+-]+)'
 

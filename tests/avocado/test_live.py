@@ -138,6 +138,7 @@ class Live(ByHand, avocado.Test):
             self.assertEqual([one.pid for one in moved], [first.vm.pid, second.vm.pid])
             self.upgraded(first, moved[0])
             self.assertEqual(moved[1].outcome, Outcome.ROLLED_BACK)
+            self.assertIn("/nowhere/never", moved[1].failure)
             for one in (second, third):
                 there = look.look(str(one.qmp))
                 self.assertEqual((there.pid, there.state), (one.vm.pid, "running"))

@@ -172,6 +172,26 @@ class Generated(avocado.Test):
                     self.assertIn("objects io properties poll-max-ns", moved.failure)
                     self.unchanged(pid, directory, before)
 
+    def test_a_daemon(self) -> None:
+        """Why its new QEMU does not start is said, although it says so to /dev/null."""
+        with tempfile.TemporaryDirectory(prefix="case", dir="/var/tmp") as name:
+            qmp, pid = f"{name}/qmp", Path(name, "pid")
+            argv = [
+                self.old.path, "-L", self.firmware, "-machine", "q35", *_BASE, "-daemonize",
+                "-pidfile", pid, "-qmp", f"unix:{qmp},server=on,wait=off",
+            ]  # fmt: skip
+            process.run(argv)
+            try:
+                plan = live.plan(qmp, self.new, "flip")
+                plan.successor.argv.extend(("-chardev", "socket,id=never,path=/nowhere/never"))
+                moved = Mover(self.layout).one(plan)
+                self.assertEqual(moved.outcome, Outcome.ROLLED_BACK)
+                self.assertIn("/nowhere/never", moved.failure)
+                moved = Mover(self.layout).one(live.plan(qmp, self.new, "flip"))
+                self.assertEqual((moved.outcome, moved.differences), (Outcome.UPGRADED, []))
+            finally:
+                process.Foreign(int(pid.read_text(encoding="ascii"))).kill()
+
     def test_every_option(self) -> None:
         """What -help lists is either tried or named as what cannot be."""
         text = process.run([self.old.path, "-help"]).stdout

@@ -389,6 +389,23 @@ def test_sockets_are_asked_for_and_not_only_read(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "words",
+    ["-kernel @", "-initrd @", "-L @", "-fw_cfg name=opt/a,file=@", "-acpitable sig=A,data=@"],
+)
+def test_what_a_daemon_reads_at_its_start(words: str) -> None:
+    """Where it was started nobody knows any more; whoever is no daemon is there still."""
+
+    def refusals(name: str, *more: str) -> list[str]:
+        argv = words.replace("@", name).split(" ")
+        return preflight.successor(qemu(*more, *argv), NEW).refusals
+
+    assert refusals("k") == refusals("/k", "-daemonize") == []
+    assert refusals("k", "-daemonize") == [
+        "k is relative, and a daemon's directory is not known any more"
+    ]
+
+
 def test_a_log_is_not_emptied(tmp_path: Path) -> None:
     found = dataclasses.replace(qemu("-D", "q.log"), cwd=tmp_path)
     assert preflight.successor(found, NEW).refusals == []
