@@ -27,6 +27,8 @@ _RUNNING = "running"
 _NOT_HELD = "nothing to hold"
 #: Its status while it is held: the new QEMU is there, and the guest runs (MigrationStatus).
 _HELD = "pre-switchover"
+#: Its state when the guest stands still and all of it is there (RunState).
+_STANDING = {"paused", "postmigrate"}
 #: How long a side may take to notice that the other one is gone (s).
 _SETTLE_S = 60.0
 #: And how long it takes to be gone when its monitor is (s).
@@ -99,9 +101,9 @@ def move(
 
     `look` sees the new QEMU before anything has begun, or with ``asked.hold`` when the old one has
     started it, and the guest stays where it is when that raises; `resuming` sees it before it is
-    told to run the guest, where it has to be.  `try_out` is called instead of `look` before a move
-    that nobody can look into, and nothing is begun when it raises.  `state` is the guest's RunState
-    (QAPI): a paused one arrives paused.  A failed move is no exception, but is told.
+    told to run the guest, where it has to be.  `try_out` is called before a move that nobody can
+    look into, and nothing is begun when it raises.  `state` is the guest's RunState (QAPI): a
+    paused one arrives paused.  A failed move is no exception, but is told.
     """
     start_ns = time.monotonic_ns()
     new_start_ms, failure, begun = None, "", False
@@ -119,11 +121,10 @@ def move(
             _drive(factory, driven, old, new, look, resuming)
         else:
             _wait(factory, old, new, mechanism, look if asked.hold else None)
-            if not mechanism.resumes and state == _RUNNING:
-                resuming(new)
-                new.monitor.execute("cont")
+            _resume(new, mechanism, state, resuming)
     except CannotTellError as error:
         failure = _given_up(factory, old, new, driven, error) if begun else error.message
+        failure += _besides(old, new, mechanism, state, failure)
     finally:
         if driven:
             driven.close()
@@ -193,6 +194,13 @@ def _wait(
             _look_while_held(old, new, look)
     # A QEMU that has become another one says nothing any more.
     _wait_completed(*([new] if mechanism.in_place else [old, new]))
+
+
+def _resume(new: Qemu, mechanism: Mechanism, state: str, resuming: Look) -> None:
+    """Tell the new QEMU to run the guest that has arrived, if it does not by itself."""
+    if not mechanism.resumes and state == _RUNNING:
+        resuming(new)
+        new.monitor.execute("cont")
 
 
 def _drive(
@@ -283,6 +291,52 @@ def _undone(old: Qemu, driven: Driven | None, error: CannotTellError) -> str:
     except CannotTellError as another:
         besides = another.message
     return "; ".join(dict.fromkeys(filter(None, (error.message, besides))))
+
+
+def _besides(old: Qemu, new: Qemu, mechanism: Mechanism, state: str, failure: str) -> str:
+    """Return what is worth knowing besides a failure, once all was done for the guest.
+
+    A move that the lab makes itself has seen to that.
+    """
+    if mechanism.from_outside:
+        return ""
+    words = _last_words(old, new, failure), _set_going(old, new, mechanism, state)
+    return "".join(f"; {text}" for text in words if text)
+
+
+def _last_words(old: Qemu, new: Qemu, failure: str) -> str:
+    """Return what a new QEMU that has ended said of it, where `failure` does not have that yet."""
+    if _says_failed(new) or _says_failed(old):
+        list(_end_of(new))  # it says why first, and ends then
+    said = new.said() if new.dead else ""
+    return f"the new QEMU said: {said}" if said and said not in failure else ""
+
+
+def _says_failed(qemu: Qemu) -> bool:
+    """Whether a QEMU has said that its migration has failed: a new one, that it did not load it."""
+    event = qemu.connection.last("MIGRATION") if qemu.connection else None
+    return event is not None and event.data["status"] == "failed"
+
+
+def _set_going(old: Qemu, new: Qemu, mechanism: Mechanism, state: str) -> str:
+    """Let the old QEMU run a guest again that nobody runs, and tell; "" where that may not be.
+
+    It still has everything, if the new one has refused the state: a new QEMU that says that its
+    migration has failed never ran the guest, and when it is gone it never will.
+    """
+    if (
+        state != _RUNNING
+        or not mechanism.rolls_back
+        or not (new.dead and _says_failed(new))
+        or any(one.name == "RESUME" for one in new.events)
+        or old.state() not in _STANDING
+    ):
+        return ""
+    try:
+        old.monitor.execute("cont")
+    except (MonitorError, QmpError, DeadlineError) as error:
+        return f"the old QEMU did not set the guest going again: {error.message}"
+    return "the old QEMU, which still had everything, was told to run the guest again (cont)"
 
 
 def _why(old: Qemu, error: CannotTellError) -> str:

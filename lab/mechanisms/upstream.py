@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from lab.base.deadline import Deadline
 from lab.host import facts
@@ -17,6 +17,11 @@ from lab.vm.qemu import Qemu
 _POSTCOPY_START_S = 30.0
 
 
+#: The new QEMU says that it has loaded everything before the old one gives the guest up: without it
+#: the old one has done its part when all is sent, and the guest is nowhere if that does not load.
+_RETURN = "return-path"
+
+
 class Precopy(Mechanism):
     """Ordinary live migration over a unix socket."""
 
@@ -24,6 +29,8 @@ class Precopy(Mechanism):
     summary = "copies while the guest runs, again what it dirtied, then the rest; doubles memory"
     doubles = True
     pool = True
+    old_capabilities: ClassVar[tuple[str, ...]] = ("events", _RETURN)
+    new_capabilities: ClassVar[tuple[str, ...]] = ("events", _RETURN)
 
     def go(self, old: Qemu, new: Qemu, asked: Asked) -> None:
         old.monitor.execute("migrate", {"uri": self.uri(new)})
@@ -34,8 +41,8 @@ class Multifd(Precopy):
 
     name = "multifd"
     summary = "precopy over several connections; doubles memory"
-    old_capabilities = ("events", "multifd")
-    new_capabilities = ("events", "multifd")
+    old_capabilities = ("events", _RETURN, "multifd")
+    new_capabilities = ("events", _RETURN, "multifd")
 
 
 class StopCopy(Mechanism):
@@ -45,6 +52,8 @@ class StopCopy(Mechanism):
     summary = "stops the guest, copies, resumes; doubles memory"
     doubles = True
     resumes = False
+    old_capabilities = ("events", _RETURN)
+    new_capabilities = ("events", _RETURN)
 
     def go(self, old: Qemu, new: Qemu, asked: Asked) -> None:
         old.monitor.execute("stop")
@@ -152,8 +161,8 @@ class IgnoreShared(Mechanism):
     name = "ignore-shared"
     summary = "both QEMUs map the file that is guest RAM; the guest must have been started on it"
     backing = Backing.FILE
-    old_capabilities = ("events", "x-ignore-shared")
-    new_capabilities = ("events", "x-ignore-shared")
+    old_capabilities = ("events", _RETURN, "x-ignore-shared")
+    new_capabilities = ("events", _RETURN, "x-ignore-shared")
 
     def go(self, old: Qemu, new: Qemu, asked: Asked) -> None:
         old.monitor.execute("migrate", {"uri": self.uri(new)})

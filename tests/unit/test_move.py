@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -18,7 +19,17 @@ from lab import pipeline
 from lab.base.deadline import Deadline, DeadlineError
 from lab.base.errors import CannotTellError
 from lab.measure.downtime import Window
-from lab.mechanisms import Asked, CprExec, Flip, FlipLate, Precopy, StopCopy, Transplant
+from lab.mechanisms import (
+    Asked,
+    CprExec,
+    Flip,
+    FlipLate,
+    IgnoreShared,
+    Multifd,
+    Precopy,
+    StopCopy,
+    Transplant,
+)
 from lab.mechanisms.base import Driven, Look
 from lab.mechanisms.move import Move, _go, move
 from lab.model import Outcome
@@ -56,6 +67,9 @@ class Pair:
         self.refuse: dict[str, str] = {}
         self.ends = "completed"
         self.old_status = ""
+        #: What a QEMU says that does not run the guest; "paused" unless it is here.
+        self.states: dict[str, str] = {}
+        self.interfere: Any = None
         self.qemu: dict[str, FakeQemu] = {}
         self.vm: dict[str, Vm] = {}
         for side in ("old", "new"):
@@ -85,8 +99,8 @@ class Pair:
             if command in self.refuse:
                 return {"error": {"class": "GenericError", "desc": self.refuse[command]}}
             if command == "query-status":
-                running = self.running[side]
-                return {"return": {"status": "running" if running else "paused"}}
+                state = "running" if self.running[side] else self.states.get(side, "paused")
+                return {"return": {"status": state}}
             if command == "query-migrate":
                 if side == "old" and self.old_status:
                     return {"return": {"status": self.old_status}}
@@ -103,12 +117,32 @@ class Pair:
     def migrate(self) -> None:
         if self.ends == "completed":
             self.running.update(old=False, new=True)
+        if self.interfere:
+            self.running["old"] = False
+            return
         for side in ("old", "new"):
             self.qemu[side].event("MIGRATION", status=self.ends)
 
     def move(self, mechanism: Any = None, interfere: Any = None) -> Move[Vm]:
         old, new = self.vm["old"], self.vm["new"]
-        return move(self.factory, old, new, mechanism or Precopy(), Asked(), interfere)
+        then = interfere or self.interfere
+        return move(self.factory, old, new, mechanism or Precopy(), Asked(), then)
+
+    def refused(self, old_state: str) -> None:
+        """Let the new QEMU fail to load, and end, and the old one be in that state then."""
+
+        def interfere(_old: Vm, new: Vm) -> None:
+            self.states["old"] = old_state
+            self.qemu["new"].event("MIGRATION", status="failed")
+            new.log.write_text("load of migration failed: Invalid argument\n")
+            for _ in Deadline.after(5, "the new QEMU's event").poll(0.01):
+                if new.monitor.last("MIGRATION"):
+                    break
+            ended = threading.Timer(0.2, setattr, (new.process, "status", 1))
+            ended.start()
+
+        self.ends = "none"
+        self.interfere = interfere
 
 
 @pytest.fixture
@@ -276,6 +310,89 @@ def test_the_new_qemu_dies(pair: Pair) -> None:
     done = pair.move(interfere=kill)
     assert done.outcome is Outcome.ROLLED_BACK
     assert "the new QEMU ended by itself: killed by signal 9" in done.failure
+
+
+@pytest.mark.parametrize("old_state", ["paused", "postmigrate"])
+def test_a_guest_that_the_new_qemu_refused_goes_on_under_the_old_one(
+    pair: Pair, old_state: str
+) -> None:
+    """Where the old QEMU has given it up, and still has everything."""
+    pair.refused(old_state)
+    done = pair.move(StopCopy())
+    assert done.outcome is Outcome.ROLLED_BACK
+    assert "load of migration failed" in done.failure
+    assert "told to run the guest again (cont)" in done.failure
+
+
+def test_what_the_new_qemu_said_last_is_told(pair: Pair) -> None:
+    """Also where the old one is the first to say that it failed."""
+
+    def interfere(_old: Vm, new: Vm) -> None:
+        pair.qemu["old"].event("MIGRATION", status="failed")
+        pair.running["old"] = True
+        new.log.write_text("VQ 0 vring.num 1024 exceeds allocated max 128\n")
+        threading.Timer(0.2, setattr, (new.process, "status", 1)).start()
+
+    pair.refused("running")
+    done = pair.move(Precopy(), interfere)
+    assert done.outcome is Outcome.ROLLED_BACK
+    assert "the new QEMU said: VQ 0 vring.num 1024 exceeds" in done.failure
+    assert "cont" not in [name for name, _ in pair.qemu["old"].commands]
+
+
+def test_a_guest_whose_memory_is_gone_is_not_set_going(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(StopCopy, "rolls_back", False)
+    pair.refused("postmigrate")
+    assert pair.move(StopCopy()).outcome is Outcome.LOST
+    assert "cont" not in [name for name, _ in pair.qemu["old"].commands]
+
+
+def test_a_guest_that_the_new_qemu_has_run_is_not_set_going_under_the_old_one(pair: Pair) -> None:
+    """Its devices have gone on without the old one: it would run twice."""
+    pair.refused("postmigrate")
+    refused = pair.interfere
+
+    def interfere(old: Vm, new: Vm) -> None:
+        pair.qemu["new"].event("RESUME")
+        refused(old, new)
+
+    assert pair.move(StopCopy(), interfere).outcome is Outcome.LOST
+    assert "cont" not in [name for name, _ in pair.qemu["old"].commands]
+
+
+@pytest.mark.parametrize("status", ["completed", "cancelled"])
+def test_a_new_qemu_that_refused_nothing_leaves_the_old_one_as_it_is(
+    pair: Pair, status: str
+) -> None:
+    pair.refused("postmigrate")
+
+    def interfere(_old: Vm, new: Vm) -> None:
+        pair.states["old"] = "postmigrate"
+        pair.qemu["new"].event("MIGRATION", status=status)
+        for _ in Deadline.after(5, "the new QEMU's event").poll(0.01):
+            if new.monitor.last("MIGRATION"):
+                break
+        cast("Process", new.process).status = -9
+
+    assert pair.move(StopCopy(), interfere).outcome is Outcome.LOST
+    assert "cont" not in [name for name, _ in pair.qemu["old"].commands]
+
+
+def test_a_paused_guest_stays_paused(pair: Pair) -> None:
+    pair.refused("postmigrate")
+    old, new = pair.vm["old"], pair.vm["new"]
+    move(pair.factory, old, new, Precopy(), Asked(), pair.interfere, state="paused")
+    assert "cont" not in [name for name, _ in pair.qemu["old"].commands]
+
+
+@pytest.mark.parametrize("mechanism", [Precopy(), Multifd(), StopCopy(), IgnoreShared()])
+def test_the_old_qemu_waits_for_the_new_one_to_have_loaded(pair: Pair, mechanism: Any) -> None:
+    pair.move(mechanism)
+    for side in ("old", "new"):
+        said = dict(pair.qemu[side].commands)["migrate-set-capabilities"]["capabilities"]
+        assert {"capability": "return-path", "state": True} in said
 
 
 @pytest.mark.parametrize(
