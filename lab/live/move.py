@@ -30,12 +30,13 @@ from lab.live.check import Sameness, Settings
 from lab.live.journal import Entry, Journal, LiveStep, Owner
 from lab.live.look import Connect, Running
 from lab.live.moved import Moved, tell
+from lab.live.output import Output
 from lab.live.preflight import Preflight
 from lab.live.start import CommandLine
 from lab.live.successor import Successor
 from lab.measure import downtime, memory
 from lab.mechanisms import Asked, Mechanism
-from lab.mechanisms.move import move
+from lab.mechanisms.move import Move, move
 from lab.model import Outcome
 from lab.vm.binary import Binary
 from lab.vm.qemu import Qemu, VmFactory, factory
@@ -54,6 +55,8 @@ class Plan:
     asked: Asked
     #: Files that its manager opened for the old QEMU's process, and that no successor has open.
     own: tuple[Path, ...] = ()
+    #: Where what the old QEMU says ends up, if its manager has a log.
+    log: Path | None = None
 
 
 def plan(
@@ -258,6 +261,7 @@ def _move(
         check.before(there)
 
     asked = dataclasses.replace(plan.asked, hold=plan.mechanism.can_hold(plan.found.binary))
+    output = Output(plan.found.pid, plan.log)
     with memory.sampled(old, new, considerate=True) as sampler:
         moved = move(
             vms,
@@ -276,7 +280,7 @@ def _move(
         pid=plan.found.pid,
         new_pid=new.pid if not new.dead else 0,
         outcome=moved.outcome,
-        failure="; ".join(filter(None, (moved.failure, _said(vms, plan, new, moved.outcome)))),
+        failure="; ".join(filter(None, (moved.failure, _said(vms, plan, new, moved, output)))),
         mechanism=plan.mechanism.name,
         old_version=plan.seen.version,
         new_version=plan.seen.new_version,
@@ -290,10 +294,16 @@ def _move(
     return result
 
 
-def _said(vms: VmFactory, plan: Plan, new: Qemu, outcome: Outcome) -> str:
-    """Return what the new QEMU said, if the old one started it and it has not got far."""
-    asks = plan.mechanism.inherits and not plan.mechanism.from_outside
-    if not asks or new.connection or outcome is not Outcome.ROLLED_BACK:
+def _said(vms: VmFactory, plan: Plan, new: Qemu, moved: Move[Qemu], output: Output) -> str:
+    """Return what the new QEMU said, if the old one started it.
+
+    Where nobody can read that, one that has not got far is asked once more.
+    """
+    if not moved.failure or not plan.mechanism.inherits or plan.mechanism.from_outside:
+        return ""
+    if said := output.said():
+        return f"it said: {said}"
+    if new.connection or moved.outcome is not Outcome.ROLLED_BACK:
         return ""
     return trial.reason(vms, plan.found, plan.successor, new)
 

@@ -35,6 +35,8 @@ class Guest(Model):
     emulator: Path
     #: Files that its manager opened for this process.
     own: tuple[Path, ...] = ()
+    #: Where what its QEMU says ends up, if its manager has a log.
+    log: Path | None = None
 
 
 class Before(Model):

@@ -99,7 +99,14 @@ class Libvirt(Manager):
             monitor=status.monitor,
             emulator=status.emulator,
             own=(self._state / f"{name}.pid",),  # it is locked for the process (virPidFile)
+            log=self._log(name),
         )
+
+    def _log(self, name: str) -> Path:
+        if not self._session:
+            return Path("/var/log/libvirt/qemu", f"{name}.log")
+        cache = os.environ.get("XDG_CACHE_HOME", "")
+        return (Path(cache) if cache else Path.home() / ".cache") / f"libvirt/qemu/log/{name}.log"
 
     @contextmanager
     def through(self, guest: Guest) -> Iterator[Through]:

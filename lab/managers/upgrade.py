@@ -69,7 +69,9 @@ def upgrade(
         note(f"{manager.title} is kept away; the guests run on")
         plans = [
             dataclasses.replace(
-                move.plan(str(guest.monitor), programs[guest.name], wanted, asked), own=guest.own
+                move.plan(str(guest.monitor), programs[guest.name], wanted, asked),
+                own=guest.own,
+                log=guest.log,
             )
             for guest in guests
         ]

@@ -137,11 +137,15 @@ class Managers(avocado.Test):
             )
             host.restart_daemon()
             before, was = host.status("g1"), host.pid("g1")
-            for kind, fails in (("ends", self.without_firmware), ("is killed", self.killed)):
+            for kind, fails, why in (
+                ("ends", self.without_firmware, "could not load PC BIOS"),
+                ("is killed", self.killed, ""),
+            ):
                 with fails(host):
                     code, said = host.upgrade("g1")
                 self.log.info(said)
                 self.assertEqual(code, 1, said)
+                self.assertIn(why, said)
                 self.assertEqual(list(host.qemus()), [was], kind)
                 self.assertEqual(host.status("g1").decode(), before.decode(), kind)
                 self.assertEqual(host.version("g1"), self.old.version, kind)
