@@ -52,8 +52,9 @@ _NOWHERE = "pageflip-nowhere"
 class Operation(Driven):
     """One move of a guest from one QEMU to the next."""
 
-    def __init__(self, old: Qemu, new: Qemu, asked: Asked) -> None:
-        self._old, self._new, self._asked = old, new, asked
+    def __init__(self, old: Qemu, new: Qemu, asked: Asked, *, still: bool = False) -> None:
+        """`still` is whether the guest has to stand still for the fork as well."""
+        self._old, self._new, self._asked, self._still = old, new, asked, still
         self._stack = ExitStack()
         self._helper: Helper | None = None
         self._taps: StandIns | None = None
@@ -88,7 +89,7 @@ class Operation(Driven):
             # By its full path: it is opened as the old QEMU sees it.
             words[0] = str(Path(words[0]).absolute())
             self._began = True
-            with self._lent(self._descriptors()) as descriptors:
+            with self._lent(self._descriptors()) as descriptors, self._standing_still():
                 made = self._helper.start(words, descriptors, dry=False)
             self._us |= {"fork-us": made.fork_us, "held-us": made.held_us}
             self._us["become-us"] = made.become_us
@@ -101,6 +102,18 @@ class Operation(Driven):
     def _started(self) -> Helper:
         log = self._old.log.parent / "transplant.log"
         return self._stack.enter_context(helper.started(Layout.default(), log))
+
+    @contextmanager
+    def _standing_still(self) -> Iterator[None]:
+        """Let the guest stand still and its disks have nothing to do, if that is needed."""
+        if not (self._still and self._ran):
+            yield
+            return
+        self._old.monitor.execute("stop")
+        try:
+            yield
+        finally:
+            self._old.monitor.execute("cont")
 
     def _descriptors(self) -> Mapping[int, int]:
         """Return by which number the new QEMU is to have which descriptor of the lab's.

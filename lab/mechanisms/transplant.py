@@ -20,8 +20,11 @@ from lab.vm.binary import Binary
 from lab.vm.qemu import Qemu
 
 #: The guest runs while it is forked.  Before this one, what the kernel reads past the page cache
-#: (O_DIRECT) may then go to the child's copy of a page, and the guest never sees it.
-_KERNEL = (6, 3)
+#: (O_DIRECT) may then go to the child's copy of a page, and the guest never sees it: it has to
+#: stand still for that moment, with no request under way.
+_DIRECT = (6, 3)
+#: The first that tells where a thread has its area of restartable sequences (ptrace(2)).
+_KERNEL = (5, 13)
 #: Of capabilities(7): to trace whoever it is, to read page frames and suspend a filter.
 _CAP_SYS_PTRACE, _CAP_SYS_ADMIN = 19, 21
 #: In Documentation/admin-guide/LSM/Yama.rst: nobody may trace anybody, until the next boot.
@@ -52,7 +55,7 @@ class Transplant(Mechanism):
         helper.compiled(Layout.default())
 
     def go(self, old: Qemu, new: Qemu, asked: Asked) -> Driven:
-        operation = Operation(old, new, asked)
+        operation = Operation(old, new, asked, still=_release() < _DIRECT)
         operation.begin()
         return operation
 
@@ -67,9 +70,8 @@ def _missing_here() -> str:
     """Return what this host, or this user, lacks for it; an empty string when nothing."""
     if platform.machine() != "x86_64":
         return f"it is for x86-64 hosts, and not for {platform.machine()}"
-    release = platform.release()
-    if tuple(int("0" + part) for part in release.split("-")[0].split(".")[:2]) < _KERNEL:
-        return f"it takes Linux {_KERNEL[0]}.{_KERNEL[1]}, and this is {release}"
+    if _release() < _KERNEL:
+        return f"it takes Linux {_KERNEL[0]}.{_KERNEL[1]}, and this is {platform.release()}"
     if not _capable():
         return "it takes root: the capabilities CAP_SYS_PTRACE and CAP_SYS_ADMIN"
     yama = Path("/proc/sys/kernel/yama/ptrace_scope")
@@ -78,6 +80,11 @@ def _missing_here() -> str:
     if not shutil.which("cc"):
         return "its helper is compiled here, and there is no compiler: install gcc and libc6-dev"
     return ""
+
+
+def _release() -> tuple[int, ...]:
+    """Return the kernel's release."""
+    return tuple(int("0" + part) for part in platform.release().split("-")[0].split(".")[:2])
 
 
 def _capable() -> bool:

@@ -7,6 +7,7 @@ and those of test_upgrade.py.
 """
 
 import os
+import platform
 import random
 import signal
 import threading
@@ -274,6 +275,14 @@ class Foreign(ByHand, avocado.Test):
         words = record.read_text(encoding="utf-8")
         self.assertIn("prealloc=off", words)
         self.assertNotIn("-mem-prealloc", words)
+
+    def test_older_kernel(self) -> None:
+        """Where a fork and a disk read past the cache do not agree, it stands still for both."""
+        self.prepare("stock:old", "stock:new")
+        with mock.patch.object(platform, "release", lambda: "6.1.0-9-amd64"):
+            moved = self.taken()
+        said = Path(moved.run_directory, "qmp.log").read_text(encoding="utf-8")
+        self.assertEqual([said.count(f"old > {one} ") for one in ("stop", "cont")], [2, 1])
 
     def test_refused(self) -> None:
         """A device whose state is not saved, which QEMU itself does not say of it."""

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import platform
 import socket
 import struct
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from lab.base.deadline import Deadline
 from lab.base.errors import CannotTellError
 from lab.base.layout import Layout
+from lab.mechanisms import transplant
 from lab.transplant import blocks, helper, stream
 from lab.transplant.blocks import RamBlock
 from lab.transplant.channel import MAGIC, REPLY, VERSION, Channel, HelperError, Order, pack
@@ -127,3 +129,14 @@ def test_the_helper_refuses_what_it_cannot_take(tmp_path: Path) -> None:
             with pytest.raises(HelperError, match=words):
                 refused()
         assert one.abandon() == ""
+
+
+def test_kernels_that_are_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    for release, refused in (("5.10.0-30-amd64", True), ("5.13.0", False), ("6.1-rc3", False)):
+        monkeypatch.setattr(platform, "release", lambda release=release: release)
+        said = transplant._missing_here()
+        assert (said == f"it takes Linux 5.13, and this is {release}") == refused
+        assert transplant._release() < transplant._DIRECT
+    monkeypatch.setattr(platform, "release", lambda: "6.18.44-x")
+    assert transplant._release() >= transplant._DIRECT
