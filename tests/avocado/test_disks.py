@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Linux guests whose disks are no more as the command line says: what is on them, by its hash."""
 
+import hashlib
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,12 +13,15 @@ from shell import ShellGuest, shell_guest
 
 from lab import mechanisms
 from lab.base import process
+from lab.base.deadline import Deadline
+from lab.base.errors import PreconditionError
 from lab.base.layout import Layout
 from lab.live import look
 from lab.live import move as live
 from lab.live.move import Mover
 from lab.model import Outcome
 from lab.vm import binary
+from lab.vm.monitor import Monitor
 from lab.workloads.netns import GUEST, HOST, segment
 
 
@@ -63,9 +68,14 @@ class Disks(avocado.Test):
             monitor.execute("device_del", {"id": device})
             monitor.wait_for(
                 lambda event: event.name == "DEVICE_DELETED" and event.data.get("device") == device,
-                live.Deadline.after(60, f"the guest lets go of {device}"),
+                Deadline.after(60, f"the guest lets go of {device}"),
                 lambda: None,
             )
+
+    def refused(self, one: ShellGuest, why: str) -> None:
+        """Assert that an upgrade is refused with a reason."""
+        with self.assertRaisesRegex(PreconditionError, why):
+            live.plan(str(one.qmp), self.new, "flip")
 
     def plugged(self, mechanism: str) -> None:
         """Disks plugged in on a root port and on a SCSI bus, with an iothread of their own."""
@@ -142,3 +152,66 @@ class Disks(avocado.Test):
             self.upgrade(one, "flip")
             self.assertEqual(one.shell.run(find), name)
             self.assertEqual(one.hash(f"/dev/{name}"), before)
+
+    def test_as_management_left_it(self) -> None:
+        """A disk by a relative name, with limits, a bitmap and a job's remains: it goes over."""
+        words = "-drive if=none,id=d0,file=d0 -device virtio-blk-pci,id=v0,drive=d0"
+        limits = dict.fromkeys(("bps", "bps_rd", "bps_wr", "iops", "iops_rd", "iops_wr"), 0)
+        limits["bps"] = 64 * 2**20
+        with self.guest(*words.split(), d0="-f qcow2", copy="-f qcow2") as one:
+            before = one.fill("/dev/vda")
+            one.execute("block_set_io_throttle", device="d0", **limits)
+            one.execute("block-dirty-bitmap-add", node="d0", name="kept", persistent=True)
+            mirror = {"device": "d0", "target": "@/copy", "mode": "existing", "sync": "full"}
+            one.execute("drive-mirror", **mirror, **{"job-id": "job"})
+            self.refused(one, "job job is there")
+            with one.monitor() as monitor:
+                monitor.execute("block-job-cancel", {"device": "job", "force": True})
+                for _ in Deadline.after(60, "the job ends").poll(0.02):
+                    if not monitor.execute("query-jobs"):
+                        break
+            self.upgrade(one, "flip")
+            self.assertEqual(one.hash("/dev/vda"), before)
+            (drive,) = one.execute("query-block")
+            self.assertEqual(drive["inserted"]["bps"], limits["bps"])
+            (bitmap,) = drive["inserted"]["dirty-bitmaps"]
+            self.assertEqual((bitmap["name"], bitmap["persistent"]), ("kept", True))
+            self.assertNotEqual(one.fill("/dev/vda"), before)
+
+    def test_other_images_than_at_the_start(self) -> None:
+        """Committed, snapshotted, changed: refused, and the guest has the newest data still."""
+        words = (
+            "-drive if=none,id=d0,file=@/over -device virtio-blk-pci,id=v0,drive=d0 "
+            "-drive if=none,id=cd,file=@/one,format=raw,media=cdrom -device scsi-cd,id=c,drive=cd"
+        )
+        images = {"base": "-f qcow2", "over": "-f qcow2 -b @/base -F qcow2"}
+        with self.guest(*words.split(), **images, one="-f raw", two="-f raw") as one:
+            (one.directory / "two").write_bytes(os.urandom(2**20))
+            before = one.fill("/dev/vda")
+            with one.monitor() as monitor:
+                monitor.execute("block-commit", {"device": "d0", "job-id": "job"})
+                self.wait(monitor, "BLOCK_JOB_READY", "job")
+                monitor.execute("block-job-complete", {"device": "job"})
+                self.wait(monitor, "BLOCK_JOB_COMPLETED", "job")
+            self.refused(one, "the image of d0 is .*/base by now")
+            self.assertEqual(one.hash("/dev/vda"), before)
+            shot = {"device": "d0", "snapshot-file": "shot", "format": "qcow2"}
+            one.execute("blockdev-snapshot-sync", **shot)
+            before = one.fill("/dev/vda", 1)
+            self.refused(one, "the image of d0 is .*/shot by now")
+            self.assertEqual(one.hash("/dev/vda"), before)
+            one.execute("eject", id="c", force=True)
+            self.refused(one, "/one is not open any more")
+            one.execute("blockdev-change-medium", id="c", filename="@/two", format="raw")
+            self.refused(one, "the image of cd is .*/two by now")
+            one.wait_for("test $(blockdev --getsize64 /dev/sr0) = 1048576")
+            data = (one.directory / "two").read_bytes()
+            self.assertEqual(one.hash("/dev/sr0"), hashlib.sha256(data).hexdigest())
+
+    def wait(self, monitor: Monitor, event: str, job: str) -> None:
+        """Wait for an event of a job's."""
+        monitor.wait_for(
+            lambda told: told.name == event and told.data.get("device") == job,
+            Deadline.after(60, event),
+            lambda: None,
+        )
