@@ -18,12 +18,14 @@ from typing import Any
 
 from lab import mechanisms
 from lab.base.deadline import Deadline, DeadlineError
+from lab.base.errors import PreconditionError
 from lab.base.layout import Layout
 from lab.base.progress import note_once, step
 from lab.guest import disk
 from lab.host import facts
 from lab.measure import downtime, integrity, memory, phases
 from lab.measure.timeline import Timeline, brownout, timeline
+from lab.mechanisms import foresight
 from lab.mechanisms.move import Interfere, Move, move
 from lab.model import Findings, Integrity, Pages, Pause, Result
 from lab.options import UpgradeOptions
@@ -67,6 +69,7 @@ def upgrade_once(
 def run_under_old(stage: Stage) -> Vm:
     """Boot the guest under the old QEMU and set its workload going."""
     options, machine = stage.options, old_machine(stage)
+    foresee(stage, machine)
     with step(f"boot {options.guest} under the old QEMU ({machine.accel}, {machine.machine_type})"):
         old = stage.start.boot("old", machine)
     stage.work.start(old)
@@ -75,6 +78,23 @@ def run_under_old(stage: Stage) -> Vm:
     old.read_cpu()
     listen(old.heart, old)
     return old
+
+
+def foresee(stage: Stage, machine: Machine) -> None:
+    """Find out beforehand whether the guest would load, where it is lost if it does not.
+
+    Raises PreconditionError with what the new QEMU says.
+    """
+    pair, mechanism = stage.pair, stage.mechanism
+    if mechanism.rolls_back:
+        return
+    if why := foresight.refusal(machine, pair.new.path, pair.new_firmware):
+        raise PreconditionError(
+            f"{mechanism.name} would lose the guest: the new QEMU ({pair.new.version}) does not "
+            f"load such a machine from the old one ({pair.old.version}): {why}",
+            hint="no way of moving it between these two can work; other devices, or another new "
+            "QEMU, may",
+        )
 
 
 def old_machine(stage: Stage) -> Machine:

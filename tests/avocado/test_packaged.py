@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import avocado
 from upgrading import Upgrading
 
-from lab.base.errors import CannotTellError
+from lab import options, pipeline
+from lab.base.errors import CannotTellError, PreconditionError
 from lab.base.layout import Layout
 from lab.model import Outcome
 from lab.vm import binary
@@ -27,7 +30,7 @@ class Packaged(Upgrading, avocado.Test):
     def setUp(self) -> None:
         super().setUp()
         try:
-            for name in ("debian:12", "debian:13"):
+            for name in ("debian:12", "debian:13", "debian:13-backports"):
                 binary.binary_of(Layout.default(), name)
         except CannotTellError as error:
             self.cancel(error.message)
@@ -42,3 +45,27 @@ class Packaged(Upgrading, avocado.Test):
         result = self.upgrade("postcopy", _RATIO, old="debian:12", new="debian:13", accel="tcg")
         self.assertEqual(result.outcome, Outcome.UPGRADED)
         self.assertEqual(result.integrity.bad_pages, 0)
+
+    def test_what_cannot_load_is_known_beforehand(self) -> None:
+        """10.0.13 to 11.1.3: a way that would lose the guest is not taken."""
+        asked = options.of(
+            mechanism="postcopy",
+            ram=self.ram,
+            touch=self.touch,
+            old="debian:13",
+            new="debian:13-backports",
+            accel="tcg",
+        )
+        layout = Layout.default().into(Path(self.outputdir))
+        with self.assertRaisesRegex(PreconditionError, "would lose the guest.*vring.num 1024"):
+            pipeline.upgrade_once(layout, asked)
+
+    def test_what_does_not_load_goes_back(self) -> None:
+        """The same by a way that can: the guest goes on under the old QEMU."""
+        for mechanism in ("precopy", "stop-copy"):
+            result = self.upgrade(
+                mechanism, _RATIO, old="debian:13", new="debian:13-backports", accel="tcg"
+            )
+            self.assertEqual(result.outcome, Outcome.ROLLED_BACK, result.reasons)
+            self.assertEqual(result.integrity.bad_pages, 0)
+            self.assertIn("vring.num 1024 exceeds", " ".join(result.reasons))
