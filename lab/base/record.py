@@ -108,9 +108,12 @@ def _incomplete(directory: Path, error: OSError) -> None:
     note_once(f"the records in {directory} are not complete: {error.strerror}")
 
 
-def as_json(result: Result) -> str:
-    """Return the result as it stands in result.json and on stdout."""
-    return result.model_dump_json(indent=2) + "\n"
+def as_json(model: Model) -> str:
+    """Return a model as it stands in files and on stdout.
+
+    Names of files need not be UTF-8, which pydantic's own JSON has to be: here they are escaped.
+    """
+    return json.dumps(model.model_dump(mode="json"), indent=2) + "\n"
 
 
 def as_json_list(models: Sequence[Model]) -> str:

@@ -68,10 +68,13 @@ def listening_sockets(pid: int | None = None) -> dict[Path, str]:
 
     In the network namespace of process `pid`, if one is named.
     """
-    listening = "00010000"
-    lines = Path(f"/proc/{pid or 'self'}/net/unix").read_text(encoding="utf-8").splitlines()[1:]
-    named = (fields for line in lines if len(fields := line.split()) == 8)
-    return {Path(fields[7]): fields[6] for fields in named if fields[3] == listening}
+    lines = Path(f"/proc/{pid or 'self'}/net/unix").read_bytes().split(b"\n")[1:]
+    named = (fields for line in lines if len(fields := line.split(None, 7)) == 8)
+    return {
+        Path(os.fsdecode(fields[7])): fields[6].decode()
+        for fields in named
+        if fields[3] == b"00010000"  # __SO_ACCEPTCON
+    }
 
 
 def require_memory(needed: int, why: str) -> None:

@@ -9,6 +9,7 @@ after that is not in it: the QEMUs are asked.
 from __future__ import annotations
 
 import enum
+import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -23,6 +24,7 @@ from lab.base.errors import CannotTellError, PreconditionError
 from lab.base.files import beside, flush, write_durably
 from lab.base.identity import Who
 from lab.base.progress import note
+from lab.base.record import as_json
 from lab.live import exclusion
 from lab.live.exclusion import Hold
 from lab.model import Model
@@ -158,7 +160,7 @@ class Journal:
 
 
 def _write(path: Path, entry: Entry) -> None:
-    write_durably(path, entry.model_dump_json(indent=2) + "\n")
+    write_durably(path, as_json(entry))
 
 
 def now() -> str:
@@ -212,10 +214,12 @@ def read(path: Path) -> Entry:
     try:
         with path.open("rb") as file:
             text = file.read(_LIMIT + 1)
-        return Entry.model_validate_json(text)
+        return Entry.model_validate(json.loads(text), strict=False)
     except ValidationError as error:
         first = error.errors()[0]
         why = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    except ValueError as error:
+        why = f"it is no JSON: {error}"
     except OSError as error:
         why = error.strerror or str(error)
     raise CannotTellError(

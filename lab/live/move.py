@@ -23,7 +23,7 @@ from lab.base.errors import CannotTellError, LabError, PreconditionError
 from lab.base.identity import Who
 from lab.base.layout import Layout, socket_directory
 from lab.base.progress import note
-from lab.base.record import Spare
+from lab.base.record import Spare, as_json
 from lab.live import aside, journal, look, outside, preflight, start, trial
 from lab.live.aside import Aside, File
 from lab.live.check import Sameness, Settings
@@ -290,7 +290,7 @@ def _move(
         memory_ratio=used.ratio if used.samples > 1 else None,
         run_directory=str(record.directory),
     )
-    record.keep("moved.json", result.model_dump_json(indent=2) + "\n")
+    record.keep("moved.json", as_json(result))
     return result
 
 
@@ -312,7 +312,7 @@ def _checked(moved: Moved, check: Sameness, new: Qemu, record: Spare) -> Moved:
     """Return the result with what the new QEMU lacks after all."""
     differences = [*check.restore(new), *check.after(new)]
     moved = moved.model_copy(update={"differences": differences})
-    record.keep("moved.json", moved.model_dump_json(indent=2) + "\n")
+    record.keep("moved.json", as_json(moved))
     return moved
 
 

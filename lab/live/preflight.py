@@ -7,7 +7,7 @@ It reads, and changes nothing.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pydantic import Field
@@ -254,6 +254,8 @@ def _start_reasons(mechanism: Mechanism, found: Running, made: Successor) -> Ite
     elif not _is_program(made.argv[0]):
         yield f"{made.argv[0]} is a script, or something else that only execve(2) can start"
     else:
+        if not mechanism.from_outside and not _is_utf8(made.argv):
+            yield "its command line is not UTF-8, and QMP passes nothing else"
         lacking = (
             mechanism.missing_for_descriptors(found.binary) if made.passed else "",
             mechanism.missing_for_taps(found.binary) if made.taps else "",
@@ -261,6 +263,14 @@ def _start_reasons(mechanism: Mechanism, found: Running, made: Successor) -> Ite
         yield from dict.fromkeys(filter(None, lacking))
     if mechanism.from_outside and not mechanism.missing(found.binary, found.binary):
         yield from outside.reasons(found)
+
+
+def _is_utf8(words: Sequence[str]) -> bool:
+    try:
+        "".join(words).encode()
+    except UnicodeEncodeError:  # what os.fsdecode() made of other bytes
+        return False
+    return True
 
 
 def _is_program(path: str) -> bool:

@@ -15,6 +15,7 @@ from lab import managers
 from lab.base.errors import ExitCode, UsageError
 from lab.base.layout import Layout
 from lab.base.progress import note
+from lab.base.record import as_json
 from lab.live.look import Running, find, look
 from lab.live.preflight import Preflight, examine, successor
 from lab.managers.upgrade import examine as examined
@@ -106,7 +107,7 @@ def run(given: argparse.Namespace) -> int:
     running, new = _looked_at(given)
     found = examine(running, new, successor(running, new))
     if given.json:
-        sys.stdout.write(found.model_dump_json(indent=2) + "\n")
+        sys.stdout.write(as_json(found))
     else:
         show(found, Console(highlight=False))
     note("nothing was changed")

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
+import socket
 import subprocess
 import time
 from pathlib import Path
@@ -153,3 +155,13 @@ def test_no_limit_is_no_headroom(tmp_path: Path) -> None:
     (tmp_path / "memory.limit_in_bytes").write_text("9\n", encoding="ascii")
     assert cgroup.headroom(1, tmp_path, "3:cpu,memory:/\n2:pids:/\n") == 4
     assert cgroup.headroom(1, tmp_path, "2:pids:/\n") is None
+
+
+def test_sockets_have_any_name(sockets: Path) -> None:
+    names = [os.fsencode(sockets) + name for name in (b"/a b", b"/\xff", b"/plain")]
+    with contextlib.ExitStack() as stack:
+        for name in names:
+            one = stack.enter_context(socket.socket(socket.AF_UNIX))
+            one.bind(name)
+            one.listen()
+        assert {Path(os.fsdecode(name)) for name in names} <= facts.listening_sockets().keys()

@@ -263,3 +263,16 @@ def test_who_waits_for_the_guest_is_found_by_its_mark(tmp_path: Path) -> None:
             assert found == {first.pid, second.pid}
         finally:
             second.kill()
+
+
+def test_names_that_are_no_utf8(other: Who) -> None:
+    entry = made_entry(old=other).model_copy(update={"monitor": "/run/q\udcff"})
+    with journal.begun(entry) as book:
+        assert journal.read(journal.directory() / f"{entry.name}.json") == entry
+        book.finish()
+
+
+def test_what_is_no_json(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_bytes(b"\xff")
+    with pytest.raises(CannotTellError, match="it is no JSON"):
+        journal.read(tmp_path / "a.json")

@@ -389,6 +389,12 @@ def test_sockets_are_asked_for_and_not_only_read(tmp_path: Path) -> None:
     )
 
 
+def test_qmp_passes_utf8() -> None:
+    ways = {way.mechanism: way.reasons for way in examined(qemu("-name", "a\udcff")).ways}
+    assert ways["flip"] == ["its command line is not UTF-8, and QMP passes nothing else"]
+    assert ways["gift"] == []
+
+
 @pytest.mark.parametrize(
     "words",
     ["-kernel @", "-initrd @", "-L @", "-fw_cfg name=opt/a,file=@", "-acpitable sig=A,data=@"],
