@@ -28,7 +28,7 @@ from lab.pair import build, firmware, packaged
 from lab.pipeline import upgrade_once
 from lab.report import grid as shown
 from lab.results import pairing
-from lab.results.pairing import FILE, KEPT, PART, Grid, PairAnswer, PairRequest, PairRun, PairTrial
+from lab.results.pairing import FILE, KEPT, Grid, PairAnswer, PairRequest, PairRun, PairTrial
 from lab.source import naming
 from lab.source.releases import load_releases
 from lab.vm import binary, boards
@@ -251,10 +251,8 @@ def exit_code(grid: Grid) -> ExitCode:
 
 def gather(directory: Path) -> Grid:
     """Return all tables below `directory` as one, as avocado leaves them; raise UsageError."""
-    files = [*sorted(directory.rglob(PART)), *sorted(directory.rglob(FILE))]
-    return pairing.merged(
-        [pairing.read(file) for file in files], f"./pageflip pairs --gather {directory}"
-    )
+    found = [pairing.read(file) for file in sorted(directory.rglob(FILE))]
+    return pairing.merged(found, f"./pageflip pairs --gather {directory}")
 
 
 def variants(trials: Sequence[PairTrial]) -> str:

@@ -23,8 +23,8 @@ from lab.verdict import faults, harm
 from lab.vm.boards import BOARDS
 from lab.vm.cmdline import DEFAULT_BOARD
 
-#: What a table is kept in, in its directory; and one trial's part of it, in that of a test.
-FILE, PART = "pairs.json", "pair.json"
+#: What a table is kept in, in its directory, or in that of a test: then it has one cell.
+FILE = "pairs.json"
 
 
 class PairAnswer(enum.StrEnum):
@@ -253,7 +253,7 @@ def merged(grids: Sequence[Grid], command: str) -> Grid:
     """
     if not grids:
         raise UsageError(
-            f"there is no {PART} and no {FILE} in there",
+            f"there is no {FILE} in there",
             hint="name the directory of an avocado job, or one that holds several",
         )
     ordered = sorted(grids, key=lambda grid: grid.started)
@@ -273,14 +273,17 @@ def merged(grids: Sequence[Grid], command: str) -> Grid:
     hosts: list[Host] = []
     for host in (host for grid in ordered for host in grid.hosts):
         hosts += [host] if host not in hosts else []
+    olds, news, ways = of_all("olds"), of_all("news"), of_all("mechanisms")
+    cells = {(old, new, way) for old in olds for new in news for way in ways}
+    whole = cells <= {(run.old, run.new, run.mechanism) for run in runs.values()}
     return Grid(
-        finished=all(grid.finished for grid in ordered),
+        finished=whole or all(grid.finished for grid in ordered),
         started=ordered[0].started,
         command=command,
         guest=guests[0],
-        olds=of_all("olds"),
-        news=of_all("news"),
-        mechanisms=of_all("mechanisms"),
+        olds=olds,
+        news=news,
+        mechanisms=ways,
         hosts=hosts,
         runs=list(runs.values()),
     )

@@ -12,10 +12,9 @@ from pathlib import Path
 import avocado
 
 from lab import options, pairs
-from lab.base.files import write_whole
 from lab.base.layout import Layout
 from lab.options import UpgradeOptions
-from lab.results.pairing import PART, PairAnswer, PairTrial
+from lab.results.pairing import PairAnswer, PairTrial
 
 #: Without a matrix: a small guest from old to new.
 _DEFAULTS = {"ram": "256M", "touch": "50%", "dirty_rate": "10M", "mechanism": "precopy"}
@@ -36,11 +35,10 @@ class Pairs(avocado.Test):
             for name, field in UpgradeOptions.model_fields.items()
         }
         trial = PairTrial(asked=options.of(**asked), round=self.params.get("round", default=1))
-        directory = Path(self.outputdir)
-        session = pairs.session(Layout.default().into(directory), [trial], trial.asked.reproduce)
+        layout = Layout.default().into(Path(self.outputdir))
+        session = pairs.session(layout, [trial], trial.asked.reproduce)
         pairs.prepare(session)
         session.go()
-        write_whole(directory / PART, session.grid.model_dump_json(indent=2) + "\n")
         (run,) = session.grid.runs
         why = "; ".join(run.reasons)
         if run.answer in {PairAnswer.REFUSED, PairAnswer.ROLLED_BACK}:

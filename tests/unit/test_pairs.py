@@ -294,13 +294,14 @@ def test_the_table_on_the_screen_and_as_a_page(tmp_path: Path, world: World) -> 
 
 
 def part(directory: Path, old: str, started: str, answer: PairAnswer, ram: str = "256M") -> None:
-    trial = pairing.plan(request("--old", old, "--new", "/n", "--ram", ram, "--forward-only"))[0]
+    words = ("--new", "/n", "--ram", ram, "--forward-only", "--mechanisms", "precopy")
+    trial = pairing.plan(request("--old", old, *words))[0]
     host = Result(**fake_bench.known()).host
     grid = pairing.empty([trial], "", started, host)
     run = pairing.not_done(trial, answer, "a reason")
     directory.mkdir(parents=True)
-    made = grid.model_copy(update={"runs": [run], "finished": True})
-    (directory / pairing.PART).write_text(made.model_dump_json(), encoding="utf-8")
+    made = grid.model_copy(update={"runs": [run], "finished": answer is PairAnswer.PASS})
+    (directory / pairing.FILE).write_text(made.model_dump_json(), encoding="utf-8")
 
 
 def test_what_many_hosts_have_found_is_one_table(tmp_path: Path) -> None:
@@ -309,7 +310,13 @@ def test_what_many_hosts_have_found_is_one_table(tmp_path: Path) -> None:
     part(tmp_path / "3" / "z", "/a", "2026-01-01T00:00:00", PairAnswer.LOST)  # an older one
     grid = pairs.gather(tmp_path)
     assert answers(grid) == {"/a /n precopy": "pass", "/b /n precopy": "rolled back"}
+    assert grid.finished  # together they are, whether or not each was
     assert (grid.olds, grid.news, len(grid.hosts)) == (["/a", "/b"], ["/n"], 1)
+    part(tmp_path / "5", "/b", "2026-01-01T00:00:03", PairAnswer.LOST)
+    ended = tmp_path / "5" / pairing.FILE
+    ended.write_text(ended.read_text().replace('"/n"', '"/m"'))
+    assert not pairs.gather(tmp_path).finished
+    ended.unlink()
     part(tmp_path / "4", "/c", "2026-01-01T00:00:03", PairAnswer.PASS, ram="512M")
     with pytest.raises(UsageError, match="different questions"):
         pairs.gather(tmp_path)
