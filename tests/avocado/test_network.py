@@ -20,6 +20,8 @@ _RATIO = 1 + 2 * SECOND_QEMU
 #: datagram comes each millisecond, and a segment of the stream (ms).
 _QUEUED_MS = 4000
 _GO = Precopy.go
+#: QEMUs that know nothing of it, and a smaller guest.
+_STOCK = {"old": "stock:old", "new": "stock:new", "ram": "256M", "touch": "25%"}
 
 
 class Network(Upgrading, avocado.Test):
@@ -51,15 +53,7 @@ class Network(Upgrading, avocado.Test):
         and that one is lost with it.
         """
         found = self.found(
-            self.passes(
-                "transplant",
-                1 + 4 * SECOND_QEMU,
-                workload="network",
-                old="stock:old",
-                new="stock:new",
-                ram="256M",
-                touch="25%",
-            )
+            self.passes("transplant", 1 + 4 * SECOND_QEMU, workload="network", **_STOCK)
         )
         if (found.figures["gap_ms"] or 0) < _QUEUED_MS:
             lost = (found.figures["lost"] or 0) - (found.figures["lost_lab"] or 0)
@@ -77,9 +71,10 @@ class Network(Upgrading, avocado.Test):
 
     def test_new_qemu_killed(self) -> None:
         """The connection stays where the guest stays."""
-        result = self.upgrade("flip", _RATIO, kill_new, workload="network")
-        self.assertEqual(result.outcome, Outcome.ROLLED_BACK)
-        self.assertEqual(self.found(result).problems, [])
+        for mechanism, pair in (("flip", {}), ("transplant", _STOCK)):
+            result = self.upgrade(mechanism, 2.3, kill_new, workload="network", **pair)
+            self.assertEqual(result.outcome, Outcome.ROLLED_BACK)
+            self.assertEqual(self.found(result).problems, [])
 
     def test_damage(self) -> None:
         """Whatever happens to the stream is found, and is the upgrade's fault."""

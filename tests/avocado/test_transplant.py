@@ -174,8 +174,8 @@ class Faults(Upgrading, avocado.Test):
         seen: list[operation.Operation] = []
         made = operation.Operation.__init__
 
-        def remember(self: operation.Operation, *words: Any) -> None:
-            made(self, *words)
+        def remember(self: operation.Operation, *words: Any, **named: Any) -> None:
+            made(self, *words, **named)
             seen.append(self)
 
         def wrapped(self: object, *words: Any, **named: Any) -> Any:
