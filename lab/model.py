@@ -174,6 +174,9 @@ class Block(Model):
     handed_over_bytes: int = Field(
         default=0, description="stayed in place: their descriptor was passed and mapped"
     )
+    remapped_bytes: int = Field(
+        default=0, description="stayed in place: moved to other addresses of the same memory map"
+    )
     gifted_bytes: int = Field(
         default=0, description="vmspliced into a pipe; the kernel copies once on read"
     )

@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from lab.base import process
+from lab.base.kcmp import same_memory
 
 
 def _code(pid: int) -> list[list[str]]:
@@ -22,9 +23,12 @@ def _code(pid: int) -> list[list[str]]:
 def _is_another(child: int, parent: int) -> bool:
     """Whether a child runs another program than its parent, whatever /proc calls it.
 
-    The parent's own program is not where the parent has it any more.  Where that cannot be seen
-    (another user's process) every child is taken for one.
+    The parent's own program is not where the parent has it any more, or it has its memory in common
+    with the parent, as no fork(2) has.  Where that cannot be seen (another user's process) every
+    child is taken for one.
     """
+    if same_memory(child, parent):
+        return True
     program = ""
     with suppress(OSError):
         program = str(Path(f"/proc/{parent}/exe").readlink())

@@ -24,7 +24,7 @@ from lab.base.identity import Who
 from lab.base.layout import Layout, socket_directory
 from lab.base.progress import note
 from lab.base.record import Spare, as_json
-from lab.live import aside, journal, look, outside, preflight, start, trial
+from lab.live import aside, joined, journal, look, outside, preflight, start, trial
 from lab.live.aside import Aside, File
 from lab.live.check import Sameness, Settings
 from lab.live.journal import Entry, Journal, LiveStep, Owner
@@ -129,7 +129,22 @@ class Mover:
         return moved
 
     def one(self, plan: Plan) -> Moved:
-        """Upgrade one, and leave whoever has the guest then in peace."""
+        """Upgrade one, and leave whoever has the guest then in peace.
+
+        A new QEMU that is to start where the old one is has to load the guest in memory of its own
+        before.
+        """
+        if plan.mechanism.joins:
+            apart = mechanisms.named(mechanisms.Flip.name)
+            assert apart
+            note(f"process {plan.found.pid}: a rehearsal by {apart.name}, where QEMUs are apart")
+            asked = dataclasses.replace(plan.asked, rehearse=True)
+            rehearsed = self._one(dataclasses.replace(plan, mechanism=apart, asked=asked))
+            if rehearsed.outcome is not Outcome.REHEARSED:
+                return rehearsed
+        return self._one(plan)
+
+    def _one(self, plan: Plan) -> Moved:
         record = Spare(self._layout.new_run("live-"))
         record.write("preflight", plan.seen.model_dump(mode="json"))
         with ExitStack() as stack:
@@ -191,6 +206,8 @@ class Mover:
                 book.write(LiveStep.SETTLING, runs=Owner.NEW, new=Who.of(new.pid))
                 files.keep()
                 _quit(old)
+                if plan.mechanism.joins:
+                    joined.wait_alone(new.pid, str(sockets))
                 result = _checked(result, check, new, record)
             elif result.outcome in {Outcome.ROLLED_BACK, Outcome.REHEARSED}:
                 book.write(LiveStep.SETTLING, runs=Owner.OLD)
@@ -257,6 +274,8 @@ def _move(
     """Move the guest and return the result."""
 
     def look_at(there: Qemu) -> None:
+        if plan.mechanism.joins:  # /proc does not call it by its own name before the old one ends
+            book.write(new=Who.of(there.pid))
         files.lend()
         check.before(there)
 
@@ -281,7 +300,7 @@ def _move(
         new_pid=new.pid if not new.dead else 0,
         outcome=moved.outcome,
         failure="; ".join(filter(None, (moved.failure, _said(vms, plan, new, moved, output)))),
-        mechanism=plan.mechanism.name,
+        mechanism=mechanisms.Flip.name if moved.fallback else plan.mechanism.name,
         old_version=plan.seen.version,
         new_version=plan.seen.new_version,
         monitor=str(plan.found.monitor),

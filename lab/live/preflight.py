@@ -15,7 +15,7 @@ from pydantic import Field
 from lab import mechanisms
 from lab.base import process
 from lab.host import facts
-from lab.live import outside
+from lab.live import joined, outside
 from lab.live import successor as derived
 from lab.live.changes import relative
 from lab.live.look import Running
@@ -228,6 +228,7 @@ def _way(
         *others,
         *(f"blocked: {reason}" for reason in found.blockers),
         *_memory_reasons(mechanism, found),
+        *(joined.reasons(found.pid) if mechanism.joins else ()),
     ]
     if extra > free:
         reasons.append(f"needs {extra // _MIB} MiB more; {free // _MIB} MiB are available")

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from lab.base.kcmp import same_memory
 from lab.model import Memory, Sample
 
 _PSS = re.compile(rb"^(Pss|Shared_Hugetlb|Private_Hugetlb):\s+(\d+) kB$", re.MULTILINE)
@@ -104,7 +105,9 @@ class Sampler:
         while True:
             begun = time.monotonic_ns()
             new_pid = self._new.pid
-            new = pss(new_pid) if new_pid != old_pid else 0  # the old one may have become it
+            # The old one may have become it, or share its memory: that counts once
+            alike = new_pid == old_pid or same_memory(old_pid, new_pid)
+            new = 0 if alike else pss(new_pid)
             now = time.monotonic_ns()
             after = pss(old_pid)
             self.samples.append(

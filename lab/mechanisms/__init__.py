@@ -11,7 +11,15 @@ from collections.abc import Iterable
 
 from lab.base.errors import PreconditionError, UsageError
 from lab.mechanisms.base import Asked, Mechanism
-from lab.mechanisms.localhost import Copy, Flip, FlipLate, Gift, Handover, localhost_block
+from lab.mechanisms.localhost import (
+    Copy,
+    Flip,
+    FlipLate,
+    Gift,
+    Handover,
+    Remap,
+    localhost_block,
+)
 from lab.mechanisms.transplant import Transplant
 from lab.mechanisms.upstream import (
     CprExec,
@@ -41,6 +49,7 @@ __all__ = [
     "Multifd",
     "Postcopy",
     "Precopy",
+    "Remap",
     "StopCopy",
     "Transplant",
     "backing",
@@ -57,6 +66,7 @@ __all__ = [
 MECHANISMS: tuple[Mechanism, ...] = (
     Flip(),
     FlipLate(),
+    Remap(),
     Gift(),
     Copy(),
     Handover(),
@@ -98,12 +108,15 @@ def backing(mechanism: Mechanism, pages: Pages) -> Backing:
 
 def check_asked(mechanism: Mechanism, asked: Asked) -> None:
     """Raise PreconditionError for what the mechanism knows nothing of."""
-    if (asked.rehearse or asked.verify) and not mechanism.rehearses:
-        able = ", ".join(one.name for one in MECHANISMS if one.rehearses)
-        raise PreconditionError(
-            f"mechanism {mechanism.name} can be neither rehearsed nor verified",
-            hint=f"take one of {able}",
-        )
+    for wanted, able, word in (
+        (asked.rehearse, "rehearses", "rehearsed"),
+        (asked.verify, "verifies", "verified"),
+    ):
+        if wanted and not getattr(mechanism, able):
+            names = ", ".join(one.name for one in MECHANISMS if getattr(one, able))
+            raise PreconditionError(
+                f"mechanism {mechanism.name} cannot be {word}", hint=f"take one of {names}"
+            )
 
 
 def choose(name: str, old: Binary, new: Binary, *, room: bool = True) -> Mechanism:

@@ -77,6 +77,9 @@ class Mechanism(abc.ABC):
     resumes: ClassVar[bool] = True
     #: Whether it can be rehearsed, verified, and told how long the guest may wait (`Asked`).
     rehearses: ClassVar[bool] = False
+    verifies: ClassVar[bool] = False
+    #: Whether the new QEMU starts in the old one's address space, and has to be good.
+    joins: ClassVar[bool] = False
     #: Whether the guest goes on under the old QEMU when the new one does not load its state.
     rolls_back: ClassVar[bool] = True
     old_capabilities: ClassVar[tuple[str, ...]] = ("events",)

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from lab.base import kcmp
 from lab.host import cgroup
 from lab.mechanisms.base import Asked, Mechanism, set_capabilities
 from lab.model import Block, Phases
@@ -19,7 +20,7 @@ class Localhost(Mechanism):
 
     #: The best mechanism that is allowed, as localhost-migrate calls it.
     best: ClassVar[str]
-    rehearses = True
+    rehearses = verifies = True
 
     def missing(self, old: Binary, new: Binary) -> str:
         for side, binary in (("old", old), ("new", new)):
@@ -98,6 +99,7 @@ def localhost_block(block: Mapping[str, Any]) -> Block:
         used_bytes=block["size"],
         flipped_bytes=block.get("flipped-bytes", 0),
         handed_over_bytes=block.get("handed-over-bytes", 0),
+        remapped_bytes=block.get("remapped-bytes", 0),
         gifted_bytes=block["gifted-bytes"],
         copied_bytes=block["copied-bytes"],
         faulted_bytes=block["faulted-bytes"],
@@ -191,3 +193,21 @@ class FlipLate(Flip):
     name = "flip-late"
     summary = "the same, but the new QEMU starts when the guest stands still"
     early = False
+
+
+class Remap(Flip):
+    """The old QEMU starts the new one in its own address space.
+
+    Where that cannot be it takes ``flip`` instead, and says why (``fallback``).
+    """
+
+    name = best = "remap"
+    summary = "the old QEMU starts the new one in its own address space; no copy, less isolation"
+    pool = False
+    verifies = False
+    joins = True
+
+    def missing(self, old: Binary, new: Binary) -> str:
+        if not kcmp.works():
+            return "this kernel does not tell who shares memory with whom: it has no kcmp(2)"
+        return super().missing(old, new)

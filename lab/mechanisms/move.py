@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar
 
 from lab.base.deadline import Deadline, DeadlineError
 from lab.base.errors import CannotTellError
+from lab.base.progress import note
 from lab.measure.downtime import Window
 from lab.mechanisms import Asked, Mechanism
 from lab.mechanisms.base import Driven, Look
@@ -51,6 +52,11 @@ class Move(Generic[Q]):
     new_start_ms: float | None = None
     #: The old QEMU's answer to query-migrate.
     old_info: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def fallback(self) -> str:
+        """Why the old QEMU took flip instead of what it was asked for; empty if it did not."""
+        return str(self.old_info.get("localhost", {}).get("fallback", ""))
 
     @property
     def survivor_is_new(self) -> bool:
@@ -133,7 +139,14 @@ def move(
         qemu.read_cpu()
     where = _settle(old, new, state, bool(failure))
     info = driven.info() if driven else _migrate_info(old)
-    return Move(new, window, *_told(old, new, where, failure, info), new_start_ms, info)
+    return _noted(Move(new, window, *_told(old, new, where, failure, info), new_start_ms, info))
+
+
+def _noted(moved: Move[Q]) -> Move[Q]:
+    """Return the same, and say so if it was not made as it was asked for."""
+    if moved.fallback:
+        note(f"the old QEMU took flip instead of what it was asked for: {moved.fallback}")
+    return moved
 
 
 def _looked_at(

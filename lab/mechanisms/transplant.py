@@ -42,7 +42,7 @@ class Transplant(Mechanism):
     inherits = True
     from_outside = True
     resumes = False
-    rehearses = True
+    rehearses = verifies = True
 
     def missing(self, old: Binary, new: Binary) -> str:
         lacking = [name for name in _COMMANDS if name not in old.commands]

@@ -108,6 +108,7 @@ def _moved(block: Block) -> str:
         for word, size in (
             ("flipped", block.flipped_bytes),
             ("handed over", block.handed_over_bytes),
+            ("remapped", block.remapped_bytes),
             ("gifted", block.gifted_bytes),
             ("copied", block.copied_bytes),
             ("faulted", block.faulted_bytes),

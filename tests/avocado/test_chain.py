@@ -15,6 +15,7 @@ from lab import options, pipeline
 from lab.base.deadline import Deadline
 from lab.base.errors import PreconditionError
 from lab.base.layout import Layout
+from lab.live import joined
 from lab.measure import downtime, integrity, memory
 from lab.mechanisms import Asked
 from lab.mechanisms.move import move
@@ -39,6 +40,10 @@ class Chain(avocado.Test):
     def test_flip(self) -> None:
         """From the old release to the new one, and then from the new one to itself."""
         self.chain("new", hops=20)
+
+    def test_remap(self) -> None:
+        """The same in one address space, which every QEMU has to leave as it found it."""
+        self.chain("new", hops=20, mechanism="remap")
 
     def test_there_and_back(self) -> None:
         """From the old release to the new one, back, and again."""
@@ -101,6 +106,7 @@ class Chain(avocado.Test):
         new = start.expect(name, machine, old)
         moved = move(start, old, new, mechanism, Asked(patience_ms=30_000))
         self.assertEqual(moved.outcome, Outcome.UPGRADED, moved.failure)
+        self.assertNotIn("fallback", moved.old_info.get("localhost", {}))
         pause = downtime.pause(
             old.heart.beats,
             new.heart.beats,
@@ -115,6 +121,8 @@ class Chain(avocado.Test):
             if old.dead:
                 break
         new.heart.wait(100, Deadline.after(60, "the guest's heart beats"), new.alive)
+        if mechanism.joins:
+            joined.wait_alone(new.pid, str(sockets))
         return new
 
     def size(self, vm: Vm) -> dict[str, int]:

@@ -43,6 +43,10 @@ def test_who_moves_the_pools_pages() -> None:
 def test_the_best_that_both_have() -> None:
     assert choose("auto", OURS, OURS).name == "gift"
     assert choose("auto", FLIPS, FLIPS).name == "flip"
+    every = {"copy", "gift", "handover", "flip", "remap"}
+    able = dataclasses.replace(FLIPS, localhost_mechanisms=frozenset(every))
+    assert choose("auto", able, able).name == "flip"
+    assert choose("remap", able, able).joins
     with pytest.raises(PreconditionError, match=r"localhost-migrate of the new QEMU .* flip"):
         choose("flip-late", FLIPS, OURS)
 
@@ -51,7 +55,7 @@ def test_auto_takes_a_way_that_can_go_back_while_there_is_one() -> None:
     assert choose("auto", STOCK, OURS).name == "precopy"
     said = why(choose("precopy", STOCK, OURS), STOCK, OURS)
     assert said.startswith("mechanism precopy: ")
-    assert "not flip, flip-late, gift, copy: the old QEMU (10.0.13)" in said
+    assert "not flip, flip-late, remap, gift, copy: the old QEMU (10.0.13)" in said
     assert "not handover: it is for guests that were started with shared memory" in said
     assert "not postcopy: it cannot go back" in said
     assert "not transplant: the old QEMU (10.0.13) has no command xen-save" in said
@@ -103,6 +107,7 @@ def test_a_block_keeps_every_counter_apart() -> None:
         "size": 10,
         "flipped-bytes": 7,
         "handed-over-bytes": 6,
+        "remapped-bytes": 8,
         "gifted-bytes": 4,
         "copied-bytes": 1,
         "faulted-bytes": 2,
@@ -114,12 +119,13 @@ def test_a_block_keeps_every_counter_apart() -> None:
     assert (
         found[0].flipped_bytes,
         found[0].handed_over_bytes,
+        found[0].remapped_bytes,
         found[0].gifted_bytes,
         found[0].copied_bytes,
         found[0].faulted_bytes,
         found[0].zero_bytes,
         found[0].untouched_bytes,
-    ) == (7, 6, 4, 1, 2, 3, 5)
+    ) == (7, 6, 8, 4, 1, 2, 3, 5)
 
 
 def test_who_starts_the_new_qemu_has_to_pass_descriptors() -> None:

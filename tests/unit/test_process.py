@@ -225,6 +225,29 @@ def test_a_child_that_only_tries_something_is_not_the_one() -> None:
         parent.stdin.write(b"\n")
 
 
+def test_a_child_with_its_parents_memory_is_the_one() -> None:
+    """Its program is another one in the same address space; all that /proc says is the parent's."""
+    code = (
+        "import ctypes, signal, sys\n"
+        "libc = ctypes.CDLL(None)\n"
+        "stack = ctypes.create_string_buffer(1 << 16)\n"
+        "top = ctypes.c_void_p((ctypes.addressof(stack) + len(stack)) & ~63)\n"
+        "vm = 0x100\n"
+        "new = libc.clone(libc.sleep, top, vm | signal.SIGCHLD, ctypes.c_void_p(100))\n"
+        "print(new, flush=True)\n"
+        "sys.stdin.readline()\n"
+        "libc.kill(new, 9)\n"
+    )
+    argv = [sys.executable, "-c", code]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(argv, stdin=pipe, stdout=pipe) as parent:
+        assert parent.stdin
+        assert parent.stdout
+        new = int(parent.stdout.readline())
+        assert becoming.ChildOf(parent.pid).pid == new
+        parent.communicate(b"\n")
+
+
 def test_the_child_of_a_child_ends_with_the_block() -> None:
     with process.spawned(["sh", "-c", "sleep 100 & wait"]) as parent:
         child = becoming.ChildOf(parent.pid)

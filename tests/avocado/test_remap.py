@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The new QEMU starts in the old one's address space: what that must not harm.
+
+Parameters (avocado -p): as in test_upgrade.py; rounds (8): how many new QEMUs end at random
+instants; seed: of these.
+"""
+
+import os
+import random
+import signal
+import time
+
+import avocado
+from upgrading import SECOND_QEMU, Upgrading
+
+from lab.base.deadline import Deadline
+from lab.model import Outcome, Result
+from lab.vm.qemu import Vm
+
+#: A new QEMU is up and has the guest after this long on a quiet machine (s), more or less.
+_LONGEST_S = 0.25
+_SIGNALS = (signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT)
+
+
+class Remap(Upgrading, avocado.Test):
+    """Upgrades in one address space.
+
+    :avocado: tags=medium
+    """
+
+    timeout = 7200
+    ram = "512M"
+
+    def test_upgrade(self) -> None:
+        """All memory stays where it is, but for what loading the devices touched."""
+        result = self.passes("remap", 1 + 2 * SECOND_QEMU)
+        self.assertEqual(self.moved(result, "copied_bytes"), 0)
+        self.assertEqual(
+            self.moved(result, "remapped_bytes"), sum(block.used_bytes for block in result.blocks)
+        )
+
+    def test_new_ends_at_any_time(self) -> None:
+        """A new QEMU crashes or is killed: the guest is whole, in whichever QEMU has it.
+
+        :avocado: tags=fault
+        """
+        seed = int(self.params.get("seed", default=time.time_ns()))
+        self.log.info("again: -p seed=%d", seed)
+        chance = random.Random(seed)
+        seen = []
+        for number in range(int(self.params.get("rounds", default=8))):
+            delay_s, how = chance.uniform(0, _LONGEST_S), chance.choice(_SIGNALS)
+
+            def end(old: Vm, new: Vm, delay_s: float = delay_s, how: int = how) -> None:
+                for _ in Deadline.after(30, "the new QEMU is there").poll(0.0005):
+                    if new.pid:
+                        break
+                time.sleep(delay_s)
+                if "committed" not in _phases(old):
+                    os.kill(new.pid, how)
+
+            result = self.upgrade("remap", 2.3, end)
+            self.log.info("%d: %s after %.0f ms: %s", number, how, delay_s * 1e3, result.outcome)
+            seen.append(result.outcome)
+            if result.outcome is Outcome.LOST:  # killed between that look and the last message
+                self.assertIn("was committed to the new QEMU", "; ".join(result.reasons))
+            else:
+                self.whole(result)
+        self.assertIn(Outcome.ROLLED_BACK, seen)
+
+    def whole(self, result: Result) -> None:
+        """Assert that one QEMU runs the guest, with all of its memory."""
+        self.assertIn(result.outcome, {Outcome.ROLLED_BACK, Outcome.UPGRADED}, result.reasons)
+        self.assertEqual(result.integrity.bad_pages, 0)
+        self.assertEqual(result.integrity.pages_total * 4096, result.touched_bytes)
+        self.assertGreaterEqual(result.integrity.pages_checked_after, result.integrity.pages_total)
+
+
+def _phases(old: Vm) -> set[str]:
+    """Return what the old QEMU has announced so far."""
+    return {e.data["phase"] for e in old.events if e.name == "LOCALHOST_MIGRATION"}
