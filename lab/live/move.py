@@ -184,7 +184,7 @@ class Mover:
             command = CommandLine(found.argv, sockets, found.monitor)
             old = Qemu("old", command, process.Foreign(found.pid), record.directory / "old.log")
             vms.connect(old)
-            check = Sameness(old, [*plan.successor.files, *plan.own], sockets)
+            check = Sameness(old, [*plan.successor.files, *_own(plan)], sockets)
             settings = Settings(check.old.migration).resource()
             book.write(LiveStep.STARTING, resources=(*book.entry.resources, settings))
             stack.enter_context(files.held())
@@ -218,6 +218,13 @@ class Mover:
                 keep()
                 files.leave()
         return result
+
+
+def _own(plan: Plan) -> Iterator[Path]:
+    """Yield files that one of both has open, and that the other one need not have."""
+    yield from plan.own
+    if plan.mechanism.joins:  # its program, to give /proc its name when the old one has ended
+        yield Path(plan.successor.argv[0])
 
 
 def _entry(plan: Plan, record: Spare, sockets: Path, files: Sequence[File]) -> Entry:

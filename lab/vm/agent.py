@@ -45,6 +45,8 @@ class AgentError(CannotTellError):
 class Port:
     """A listening unix socket; every complete line that arrives is handed to `on_line`.
 
+    One QEMU at a time is connected; when it has gone, the next one may be.
+
     `on_line(line, host_ns)` runs in the port's own thread, with the time of arrival on the host's
     monotonic clock (ns).
     """
@@ -63,12 +65,14 @@ class Port:
         # On a busy host a reader that waits its turn lets the guest's port run full.
         with suppress(OSError):  # only root may
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _PRIORITY)
-        try:
-            peer, _ = self._listener.accept()
-        except OSError:
-            return
-        self._peer = peer
-        self._connected.set()
+        with suppress(OSError):
+            while True:  # a QEMU that only rehearsed was here, and goes
+                peer, _ = self._listener.accept()
+                self._peer = peer
+                self._connected.set()
+                self._read(peer)
+
+    def _read(self, peer: socket.socket) -> None:
         rest = b""
         with suppress(OSError):
             while chunk := peer.recv(_CHUNK):

@@ -80,9 +80,19 @@ class Live(ByHand, avocado.Test):
             again = live.plan(str(one.qmp), self.new, "auto")
             self.assertEqual(again.found.pid, moved.new_pid)
 
+    def test_in_one_address_space(self) -> None:
+        """By remap: rehearsed apart before, and alone after; it could go on in the same way."""
+        with self.by_hand() as one:
+            (moved,) = self.move(one, wanted="remap")
+            self.assertEqual(moved.mechanism, "remap")
+            again = live.plan(str(one.qmp), self.new, "remap")
+            self.assertEqual(again.found.pid, moved.new_pid)
+            self.assertEqual(again.found.argv[0], str(self.new.path))
+            self.upgraded(one, moved)
+
     def test_rehearsed(self) -> None:
         """The new QEMU loads the guest, which then goes on where it was, whole."""
-        for mechanism in ("flip", "flip-late"):
+        for mechanism in ("flip", "flip-late", "remap"):
             with self.by_hand() as one:
                 wanted = live.plan(
                     str(one.vm.pid), self.new, mechanism, mechanisms.Asked(rehearse=True)

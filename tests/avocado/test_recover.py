@@ -39,7 +39,7 @@ _FILES = {"qmp", "hmp", "serial", "pid", "log"}
 _AFTER_S = 0.3
 #: How often the lab is killed at the same guest.
 _SAME = 10
-_MECHANISMS = ("flip", "gift", "precopy", "stop-copy")
+_MECHANISMS = ("flip", "remap", "gift", "precopy", "stop-copy")
 Act = Callable[["subprocess.Popen[str]"], None]
 
 

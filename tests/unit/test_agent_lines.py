@@ -45,6 +45,15 @@ def soon() -> Deadline:
     return Deadline.after(5, "agent")
 
 
+def test_a_second_qemu_is_served_when_the_first_has_gone(sockets: Path) -> None:
+    path = sockets / "control"
+    with agent_lines(path, sockets / "heart") as (control, _):
+        for number in (1, 2):
+            with guest(path, {"status": [{"id": "ID", "ok": True, "which": number}]}):
+                if number == 2:
+                    assert control.call("status", soon())["which"] == 2
+
+
 def test_call_sees_progress_and_its_own_answer_only(sockets: Path) -> None:
     replies = {
         "fill": [
