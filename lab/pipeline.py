@@ -153,6 +153,8 @@ def move_and_sample(
         wanted = options.memory_samples
         with memory.sampled(old, fresh, considerate=bool(watched), wanted=wanted) as sampler:
             moved = move(stage.start, old, fresh, mechanism, stage.asked, interfere)
+    if moved.fallback:
+        note_once(moved.fallback)
     peak = watched() if watched else None
     stage.record.write("upgrade", moved.record())
     used = memory.summarise(pss_before, sampler.samples, huge_before, peak) if wanted else None

@@ -307,7 +307,7 @@ def _move(
         new_pid=new.pid if not new.dead else 0,
         outcome=moved.outcome,
         failure="; ".join(filter(None, (moved.failure, _said(vms, plan, new, moved, output)))),
-        mechanism=mechanisms.Flip.name if moved.fallback else plan.mechanism.name,
+        mechanism=_used(plan, moved),
         old_version=plan.seen.version,
         new_version=plan.seen.new_version,
         monitor=str(plan.found.monitor),
@@ -318,6 +318,13 @@ def _move(
     )
     record.keep("moved.json", as_json(result))
     return result
+
+
+def _used(plan: Plan, moved: Move[Qemu]) -> str:
+    """Return the mechanism that it was in the end, and say so if it is another one."""
+    if moved.fallback:
+        note(moved.fallback)
+    return mechanisms.Flip.name if moved.fallback else plan.mechanism.name
 
 
 def _said(vms: VmFactory, plan: Plan, new: Qemu, moved: Move[Qemu], output: Output) -> str:

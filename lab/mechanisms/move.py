@@ -12,7 +12,6 @@ from typing import Any, Generic, TypeVar
 
 from lab.base.deadline import Deadline, DeadlineError
 from lab.base.errors import CannotTellError
-from lab.base.progress import note
 from lab.measure.downtime import Window
 from lab.mechanisms import Asked, Mechanism
 from lab.mechanisms.base import Driven, Look
@@ -56,7 +55,8 @@ class Move(Generic[Q]):
     @property
     def fallback(self) -> str:
         """Why the old QEMU took flip instead of what it was asked for; empty if it did not."""
-        return str(self.old_info.get("localhost", {}).get("fallback", ""))
+        why = self.old_info.get("localhost", {}).get("fallback")
+        return f"the old QEMU took flip instead of what it was asked for: {why}" if why else ""
 
     @property
     def survivor_is_new(self) -> bool:
@@ -139,14 +139,7 @@ def move(
         qemu.read_cpu()
     where = _settle(old, new, state, bool(failure))
     info = driven.info() if driven else _migrate_info(old)
-    return _noted(Move(new, window, *_told(old, new, where, failure, info), new_start_ms, info))
-
-
-def _noted(moved: Move[Q]) -> Move[Q]:
-    """Return the same, and say so if it was not made as it was asked for."""
-    if moved.fallback:
-        note(f"the old QEMU took flip instead of what it was asked for: {moved.fallback}")
-    return moved
+    return Move(new, window, *_told(old, new, where, failure, info), new_start_ms, info)
 
 
 def _looked_at(
