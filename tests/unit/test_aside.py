@@ -216,3 +216,23 @@ def test_a_descriptor_of_another_process(tmp_path: Path) -> None:
                 pass
         finally:
             child.kill()
+
+
+def test_vhost_gets_descriptors_that_nobody_has_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "vhost").write_text("unused", encoding="utf-8")
+    with (tmp_path / "vhost").open("rb") as used:
+        number = used.fileno()
+        tap = Passed(0, {"": "tap", "fds": f"{number}:{number}", "vhostfds": f"{number}:{number}"})
+        monkeypatch.setattr(aside, "_VHOST", str(tmp_path / "vhost"))
+        with aside.descriptors(os.getpid(), [tap]) as found:
+            used.seek(3)
+            places = [os.lseek(one, 0, os.SEEK_CUR) for one in found]
+        assert places == [3, 3, 0, 0], "the taps' own, and others"
+        monkeypatch.setattr(aside, "_VHOST", str(tmp_path / "none"))
+        with (
+            pytest.raises(PreconditionError, match="none: No such file"),
+            aside.descriptors(os.getpid(), [tap]),
+        ):
+            pass
