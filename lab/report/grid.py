@@ -50,7 +50,8 @@ def show(grid: Grid, console: Console | None = None) -> None:
     if not console.is_terminal:
         console = Console(file=console.file, width=132, highlight=False)
     for mechanism in grid.mechanisms:
-        table = Table(title=f"by {mechanism}", title_justify="left", box=None, pad_edge=False)
+        console.print(Text(f"by {mechanism}"))
+        table = Table(box=None, pad_edge=False)
         table.add_column("from \\ to")
         for new in grid.news:
             table.add_column(new, overflow="fold")
