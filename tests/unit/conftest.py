@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,6 +20,9 @@ from lab.guest.images import compile_agent
 # Called by a git hook or `git rebase --exec`, the tests' own git must not write to that repository.
 for _name in GIT_LOCAL:
     os.environ.pop(_name, None)
+
+# A shell starts what is to run in the background with Ctrl-C ignored, and programs inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A busy host is no test's business: how long an example takes is not looked at.
 settings.register_profile("pageflip", deadline=None)

@@ -103,13 +103,14 @@ def test_a_closed_descriptor_is_nobody_elses() -> None:
 def test_ctrl_c_during_the_imports(tmp_path: Path, module: str) -> None:
     """A module that does not come to its end is imported instead of the one of that name."""
     (tmp_path / "sitecustomize.py").write_text(
-        "import importlib.abc, signal, sys\n"
+        "import importlib.abc, sys, time\n"
         "class Slow(importlib.abc.MetaPathFinder):\n"
         "    def find_spec(self, name, path, target=None):\n"
         f"        if name == {module!r}:\n"
         "            sys.meta_path.remove(self)\n"
         "            print('here', flush=True)\n"
-        "            signal.pause()\n"
+        "            while True:\n"
+        "                time.sleep(0.1)\n"
         "sys.meta_path.insert(0, Slow())\n"
     )
     with subprocess.Popen(
