@@ -107,8 +107,10 @@ def _send(peer: socket.socket, data: bytes, deadline: Deadline) -> None:
     that is about to receive from it, too, and ends it.
     """
     rest = memoryview(data)
+    poller = select.poll()  # select() knows the first 1024 descriptors only
+    poller.register(peer, select.POLLOUT)
     while rest:
-        if not select.select([], [peer], [], max(deadline.left, 0.001))[1]:
+        if not poller.poll(max(deadline.left * 1000, 1)):
             raise TimeoutError("nobody reads")
         rest = rest[peer.send(rest, socket.MSG_DONTWAIT) :]
 

@@ -6,12 +6,12 @@
 
 from __future__ import annotations
 
-import select
+import selectors
 import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from lab.base.deadline import Deadline
@@ -217,18 +217,20 @@ class Traffic:
         return not self._seen.tcp_broken
 
     def _run(self) -> None:
+        with selectors.DefaultSelector() as ends:
+            ends.register(self._datagrams, selectors.EVENT_READ, self._take_datagrams)
+            if self._open:
+                ends.register(self._stream, selectors.EVENT_READ, self._take_stream)
+            self._exchange(ends)
+
+    def _exchange(self, ends: selectors.BaseSelector) -> None:
         tick = time.monotonic_ns()
         while not self._stop.is_set():
-            ends: Sequence[socket.socket] = [
-                self._datagrams,
-                *([self._stream] if self._open else []),
-            ]
             left = max(0, tick - time.monotonic_ns()) / 1e9
-            for end in select.select(ends, [], [], left)[0]:
-                if end is self._datagrams:
-                    self._take_datagrams()
-                else:
-                    self._take_stream()
+            for key, _ in ends.select(left):
+                key.data()
+            if not self._open and self._stream in ends.get_map():
+                ends.unregister(self._stream)
             now = time.monotonic_ns()
             if now >= tick:
                 # What this thread slept through is not made up for: a burst would hide a gap.

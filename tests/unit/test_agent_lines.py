@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import json
+import os
+import resource
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,22 @@ def test_a_second_qemu_is_served_when_the_first_has_gone(sockets: Path) -> None:
             with guest(path, {"status": [{"id": "ID", "ok": True, "which": number}]}):
                 if number == 2:
                     assert control.call("status", soon())["which"] == 2
+
+
+def test_many_descriptors_are_open(sockets: Path) -> None:
+    """As in a long chain of upgrades; select() would not know one above 1023."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(2048, hard), hard))
+    path = sockets / "control"
+    try:
+        with ExitStack() as many:
+            for _ in range(1024):
+                many.enter_context(Path(os.devnull).open("rb"))
+            lines = many.enter_context(agent_lines(path, sockets / "heart"))
+            many.enter_context(guest(path, {"status": [{"id": "ID", "ok": True}]}))
+            assert lines[0].call("status", soon())["ok"]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_call_sees_progress_and_its_own_answer_only(sockets: Path) -> None:
