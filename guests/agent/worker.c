@@ -22,7 +22,7 @@
 #define PROGRESS_NS (250 * NS_PER_MS)
 #define NAP_NS NS_PER_MS
 /* Left to the guest's kernel and everything else when filling */
-#define RESERVE_BYTES (24ULL << 20)
+#define RESERVE_BYTES (16ULL << 20)
 
 typedef struct Pass {
     json_t *id;             /* non-NULL while a fill or verify is going on */
