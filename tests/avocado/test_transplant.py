@@ -34,6 +34,7 @@ from lab.measure import integrity
 from lab.mechanisms import operation
 from lab.model import Outcome, Result, VerdictKind
 from lab.transplant import blocks, helper, stream
+from lab.transplant.channel import HelperError
 from lab.transplant.helper import Helper
 from lab.vm import binary
 from lab.vm.qemu import Vm
@@ -346,16 +347,24 @@ class Foreign(ByHand, avocado.Test):
                 ram = blocks.parse(qmp.execute("human-monitor-command", line))
             for number in range(int(self.params.get("tracers", default=10))):
                 self.kill_one(one, ram, log, chance.uniform(0, 0.03))
-                # What the fork needs of guest memory has been put back, or this is refused.
-                with helper.started(self.layout, log) as fresh:
-                    fresh.examine(one.vm.pid, ram)
-                    fresh.abandon()
+                self.put_back(one, ram, log)
                 beats = len(one.vm.heart.beats)
                 one.vm.heart.wait(beats + 50, Deadline.after(30, "it beats"), one.vm.alive)
                 self.assertEqual(list(process.children(one.vm.pid)), [], number)
             self.still_there(one)
             (moved,) = self.move(one, rehearse=True)
             self.assertEqual(moved.outcome, Outcome.REHEARSED, moved.failure)
+
+    def put_back(self, one: Guest, ram: list[blocks.RamBlock], log: Path) -> None:
+        """Wait until guest memory is again as the fork found it; until then this is refused.
+
+        The code in QEMU goes on to its end without the helper, on a busy host after a while.
+        """
+        for _ in Deadline.after(10, "guest memory is as before the fork").poll(0.05):
+            with suppress(HelperError), helper.started(self.layout, log) as fresh:
+                fresh.examine(one.vm.pid, ram)
+                fresh.abandon()
+                return
 
     def kill_one(self, one: Guest, ram: list[blocks.RamBlock], log: Path, delay_s: float) -> None:
         """Let a helper fork the QEMU, and kill it after a while."""
