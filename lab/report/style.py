@@ -24,7 +24,7 @@ _LABEL_WIDTH = 18
 #: The marks that a logarithmic axis may have in each decade, in tenths, from many to few.
 _MARKS = (range(10, 100), range(10, 100, 5), range(10, 100, 10), (10, 20, 50), (10, 30), (10,))
 #: How much of the axis a mark needs for itself.
-_MARK_SHARE = 0.12
+_MARK_SHARE = 0.162
 
 
 def colours(bench: Bench) -> dict[str, str]:
