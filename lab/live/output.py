@@ -41,6 +41,5 @@ class Output:
                     break
         with suppress(OSError), self._path.open("rb") as file:
             file.seek(self._start)
-            text = tracelog.without(file.read(_MOST).decode(errors="replace"))
-            return "; ".join([line for line in text.splitlines() if line][-3:])
+            return "; ".join(tracelog.words(file.read(_MOST).decode(errors="replace"))[-3:])
         return ""

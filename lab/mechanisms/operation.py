@@ -290,7 +290,7 @@ class Operation(Driven):
     def _said(self) -> list[str]:
         """Return the last lines of what the new QEMU said."""
         text = os.pread(self._words, _SAID_MOST, 0).decode(errors="replace")
-        return [line for line in tracelog.without(text).splitlines() if line][-3:]
+        return tracelog.words(text)[-3:]
 
     def _abandon(self) -> str:
         """End the new QEMU, and leave no trace of it in the old one."""

@@ -102,8 +102,8 @@ class Qemu:
 
     def said(self) -> str:
         """Return the last lines that QEMU printed."""
-        lines = tracelog.without(self._output()).splitlines()
-        return "; ".join([line for line in lines if line and not line.startswith("+ ")][-3:])
+        lines = tracelog.words(self._output())
+        return "; ".join([line for line in lines if not line.startswith("+ ")][-3:])
 
     def _output(self) -> str:
         try:

@@ -42,6 +42,6 @@ def _at(line: re.Match[str]) -> float:
     return float(line["seconds"] or datetime.fromisoformat(line["date"]).timestamp())
 
 
-def without(text: str) -> str:
-    """Return the output without the trace events."""
-    return _CHECKPOINT.sub("", _LINE.sub("", text))
+def words(text: str) -> list[str]:
+    """Return the lines of the output that are neither trace events nor empty."""
+    return [line for line in _CHECKPOINT.sub("", _LINE.sub("", text)).splitlines() if line]

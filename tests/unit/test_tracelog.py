@@ -28,7 +28,7 @@ def test_both_formats_are_seconds_since_the_epoch() -> None:
 
 
 def test_what_qemu_said_besides() -> None:
-    assert tracelog.without(f"one\n{OLD}two\n").split() == ["one", "two"]
+    assert tracelog.words(f"one\n{OLD}two\n") == ["one", "two"]
 
 
 STEPS = (
@@ -43,7 +43,7 @@ def test_steps_of_a_migration_have_their_last_time() -> None:
     assert found == pytest.approx(
         {"src-vm-stopped": 1795451194.76, "dst-precopy-bh-enter": 1795451196.3565}, abs=1e-6
     )
-    assert tracelog.without(f"one\n{STEPS}two\n").split() == ["one", "two"]
+    assert tracelog.words(f"one\n{STEPS}two\n") == ["one", "two"]
 
 
 @given(st.text())
