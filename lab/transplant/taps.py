@@ -27,6 +27,7 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from lab.base.errors import PreconditionError
+from lab.base.kcmp import same_file
 
 _TUN = "/dev/net/tun"
 _REQUEST = struct.Struct("16sH22x")
@@ -34,8 +35,6 @@ _REQUEST = struct.Struct("16sH22x")
 _TUNSETIFF, _TUNGETIFF = 0x400454CA, 0x800454D2
 #: What a tap is made with: IFF_TUN, TAP, MULTI_QUEUE, NO_PI, VNET_HDR.
 _KIND = 0x0001 | 0x0002 | 0x0100 | 0x1000 | 0x4000
-#: kcmp(2) on x86-64, and linux/kcmp.h
-_KCMP, _KCMP_FILE = 312, 0
 #: sched.h
 _CLONE_NEWNET = 0x40000000
 
@@ -55,17 +54,15 @@ def tap_of(descriptor: int) -> tuple[str, int] | None:
 
 
 def number_in(pid: int, descriptor: int) -> int:
-    """Return by which number a process has a tap that is open here (kcmp(2)).
+    """Return by which number a process has a tap that is open here.
 
     Raises PreconditionError when it has not.
     """
-    libc = ctypes.CDLL(None, use_errno=True)
     for entry in sorted(Path(f"/proc/{pid}/fd").iterdir(), key=lambda one: int(one.name)):
         with suppress(FileNotFoundError):
-            if str(entry.readlink()).endswith(_TUN):
-                numbers = (pid, os.getpid(), _KCMP_FILE, int(entry.name), descriptor)
-                if libc.syscall(_KCMP, *numbers) == 0:
-                    return int(entry.name)
+            number = int(entry.name)
+            if str(entry.readlink()).endswith(_TUN) and same_file(pid, number, descriptor):
+                return number
     raise PreconditionError(
         f"which descriptor of process {pid} is a tap of the guest's cannot be told",
         hint="the kernel needs kcmp(2) (CONFIG_KCMP)",
