@@ -238,6 +238,15 @@ class Foreign:
                 signal.pidfd_send_signal(self._descriptor, signal.SIGKILL)
 
 
+def status(pid: int, name: str) -> str:
+    """Return a field of a process's or a thread's status (proc_pid_status(5)); raise OSError.
+
+    Empty when this kernel has no such field.
+    """
+    told = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace")
+    return told.partition(f"\n{name}:")[2].partition("\n")[0].strip()
+
+
 def children(pid: int) -> Iterator[int]:
     """Yield the processes that a process has started (proc_pid_children(5))."""
     with suppress(OSError):

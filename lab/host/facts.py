@@ -42,6 +42,11 @@ def memory_bytes(field: str = "MemTotal") -> int:
     return int(_first("/proc/meminfo", rf"^{field}:\s+(\d+) kB")) * 1024
 
 
+def linux() -> tuple[int, ...]:
+    """Return the kernel's version: major, minor."""
+    return tuple(int("0" + part) for part in platform.release().split("-")[0].split(".")[:2])
+
+
 def cpu_ms(pid: int) -> float | None:
     """Return what a process has used of the processors (proc_pid_stat(5)); None once it is gone."""
     told = process.stat(pid)

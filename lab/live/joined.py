@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import platform
 import re
 from collections.abc import Iterator
 from contextlib import suppress
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from lab.base.deadline import Deadline, DeadlineError
 from lab.base.progress import note
+from lab.host import facts
 
 #: Before it, the core dump of one process ends all that share its memory.
 _LINUX = (5, 16)
@@ -25,8 +25,7 @@ _ALONE_S = 30.0
 
 def reasons(pid: int) -> Iterator[str]:
     """Yield what the old QEMU would say in ``fallback``, as far as it can be seen from outside."""
-    told = re.match(r"(\d+)\.(\d+)", platform.release())
-    if not told or tuple(map(int, told.groups())) < _LINUX:
+    if facts.linux() < _LINUX:
         yield f"two QEMUs in one address space take Linux {_LINUX[0]}.{_LINUX[1]}; take flip"
     if filtered(Path(f"/proc/{pid}/status").read_text(encoding="utf-8")):
         yield "the QEMU's system calls are filtered (-sandbox); take flip"

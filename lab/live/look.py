@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lab.base import process
 from lab.base.deadline import Deadline, DeadlineError
 from lab.base.errors import PreconditionError, UsageError
 from lab.base.number import whole
@@ -93,8 +94,7 @@ def find(what: str) -> tuple[int, Path]:
 def _process_of(thread: int) -> int:
     """Return the process that a thread belongs to (proc_pid_status(5)): most often the same."""
     with suppress(OSError):
-        text = Path(f"/proc/{thread}/status").read_text(encoding="utf-8", errors="replace")
-        return int(text.partition("\nTgid:")[2].split()[0])
+        return int(process.status(thread, "Tgid"))
     return thread
 
 

@@ -7,6 +7,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from lab.base import process
+
 
 @dataclass(frozen=True)
 class CommandLine:
@@ -31,13 +33,7 @@ def owner(pid: int) -> tuple[int, int]:
 
 def umask(pid: int) -> int:
     """Return what its new files are without."""
-    return int(_status(pid, "Umask"), base=8)
-
-
-def _status(pid: int, name: str) -> str:
-    """Return a field of a process's status (proc_pid_status(5))."""
-    told = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
-    return told.partition(f"\n{name}:")[2].partition("\n")[0].strip()
+    return int(process.status(pid, "Umask"), base=8)
 
 
 def as_user(pid: int, *options: str) -> list[str]:
@@ -48,6 +44,6 @@ def as_user(pid: int, *options: str) -> list[str]:
     user, group = owner(pid)
     if user == os.geteuid():
         return []
-    groups = _status(pid, "Groups").split()
+    groups = process.status(pid, "Groups").split()
     more = ["--groups", ",".join(groups)] if groups else ["--clear-groups"]
     return ["setpriv", *options, "--reuid", str(user), "--regid", str(group), *more, "--"]

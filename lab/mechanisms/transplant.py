@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lab.base import process
 from lab.base.layout import Layout
+from lab.host import facts
 from lab.mechanisms.base import Asked, Driven, Mechanism
 from lab.mechanisms.localhost import localhost_blocks, localhost_phases
 from lab.mechanisms.operation import Operation
@@ -55,7 +57,7 @@ class Transplant(Mechanism):
         helper.compiled(Layout.default())
 
     def go(self, old: Qemu, new: Qemu, asked: Asked) -> Driven:
-        operation = Operation(old, new, asked, still=_release() < _DIRECT)
+        operation = Operation(old, new, asked, still=facts.linux() < _DIRECT)
         operation.begin()
         return operation
 
@@ -70,7 +72,7 @@ def _missing_here() -> str:
     """Return what this host, or this user, lacks for it; an empty string when nothing."""
     if platform.machine() != "x86_64":
         return f"it is for x86-64 hosts, and not for {platform.machine()}"
-    if _release() < _KERNEL:
+    if facts.linux() < _KERNEL:
         return f"it takes Linux {_KERNEL[0]}.{_KERNEL[1]}, and this is {platform.release()}"
     if not _capable():
         return "it takes root: the capabilities CAP_SYS_PTRACE and CAP_SYS_ADMIN"
@@ -82,13 +84,7 @@ def _missing_here() -> str:
     return ""
 
 
-def _release() -> tuple[int, ...]:
-    """Return the kernel's release."""
-    return tuple(int("0" + part) for part in platform.release().split("-")[0].split(".")[:2])
-
-
 def _capable() -> bool:
     """Whether the lab has the capabilities that the helper needs (proc_pid_status(5), CapEff)."""
-    told = Path(f"/proc/{os.getpid()}/status").read_text(encoding="ascii")
-    effective = int(told.partition("\nCapEff:")[2].split()[0], 16)
+    effective = int(process.status(os.getpid(), "CapEff"), 16)
     return all(effective >> number & 1 for number in (_CAP_SYS_PTRACE, _CAP_SYS_ADMIN))

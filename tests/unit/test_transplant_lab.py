@@ -14,6 +14,7 @@ import pytest
 from lab.base.deadline import Deadline
 from lab.base.errors import CannotTellError
 from lab.base.layout import Layout
+from lab.host import facts
 from lab.mechanisms import transplant
 from lab.transplant import blocks, helper, stream
 from lab.transplant.blocks import RamBlock
@@ -137,6 +138,6 @@ def test_kernels_that_are_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(platform, "release", lambda release=release: release)
         said = transplant._missing_here()
         assert (said == f"it takes Linux 5.13, and this is {release}") == refused
-        assert transplant._release() < transplant._DIRECT
+        assert facts.linux() < transplant._DIRECT
     monkeypatch.setattr(platform, "release", lambda: "6.18.44-x")
-    assert transplant._release() >= transplant._DIRECT
+    assert facts.linux() >= transplant._DIRECT
