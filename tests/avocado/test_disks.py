@@ -9,37 +9,29 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import avocado
+from bothqemus import BothQemus
 from shell import ShellGuest, shell_guest
 
 from lab import mechanisms
 from lab.base import process
 from lab.base.deadline import Deadline
 from lab.base.errors import PreconditionError
-from lab.base.layout import Layout
 from lab.live import look
 from lab.live import move as live
 from lab.live.move import Mover
 from lab.model import Outcome
-from lab.vm import binary
 from lab.vm.monitor import Monitor
 from lab.workloads.netns import GUEST, HOST, segment
 
 
-class Disks(avocado.Test):
+class Disks(BothQemus, avocado.Test):
     """Each guest writes random data to its disks, and has to find it there afterwards.
 
     :avocado: tags=medium
     """
 
     timeout = 600
-
-    def setUp(self) -> None:
-        """Build what is needed."""
-        self.layout = Layout.default().into(Path(self.outputdir))
-        self.old = binary.binary_of(self.layout, self.params.get("old", default="old"))
-        self.new = binary.binary_of(self.layout, self.params.get("new", default="new"))
-        if mechanisms.Flip().missing(self.old, self.new):
-            self.cancel("one of both QEMUs is without the series")
+    series = True
 
     @contextmanager
     def guest(self, *words: str, **disks: str) -> Iterator[ShellGuest]:

@@ -6,44 +6,35 @@ to sockets by their names, and the new QEMU finds another listener there.
 """
 
 from contextlib import ExitStack
-from pathlib import Path
 
 import avocado
+from bothqemus import BothQemus
 from byhand import ByHand, Guest
 
 from lab import mechanisms
 from lab.base import process
 from lab.base.deadline import Deadline
 from lab.base.errors import PreconditionError
-from lab.base.layout import Layout
 from lab.live import look
 from lab.live import move as live
 from lab.live.move import Mover
 from lab.live.moved import Moved
 from lab.measure import downtime, integrity
 from lab.model import Outcome
-from lab.vm import binary
 from lab.vm.cmdline import Backing
 
 _USUAL = ("-pidfile", "{sockets}/pid", "-monitor", "unix:{sockets}/hmp,server,nowait")
 _NEVER = ["-chardev", "socket,id=never,path={sockets}/never"]
 
 
-class Live(ByHand, avocado.Test):
+class Live(ByHand, BothQemus, avocado.Test):
     """Each guest's memory is filled and rewritten, and checked to the last page afterwards.
 
     :avocado: tags=medium
     """
 
     timeout = 600
-
-    def setUp(self) -> None:
-        """Build what is needed."""
-        self.layout = Layout.default().into(Path(self.outputdir))
-        self.old = binary.binary_of(self.layout, self.params.get("old", default="old"))
-        self.new = binary.binary_of(self.layout, self.params.get("new", default="new"))
-        if mechanisms.Flip().missing(self.old, self.new):
-            self.cancel("one of both QEMUs is without the series")
+    series = True
 
     def upgraded(self, one: Guest, moved: Moved) -> None:
         """Assert that the guest is whole, and that management finds it where it was."""

@@ -15,6 +15,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import avocado
+from bothqemus import BothQemus
 from libvirthost import (
     EMULATOR,
     TOUCHED,
@@ -28,11 +29,9 @@ from libvirthost import (
 
 from lab.base.deadline import Deadline
 from lab.base.errors import PreconditionError
-from lab.base.layout import Layout
 from lab.guest import images
 from lab.measure import integrity
 from lab.pair import firmware
-from lab.vm import binary
 from lab.workloads.netns import GUEST
 
 #: So long after its first step libvirt is back, or nearly (s).
@@ -42,19 +41,13 @@ _PATIENT = ("--patience", "30000")
 _TWICE = 2
 
 
-class Managers(avocado.Test):
+class Managers(BothQemus, avocado.Test):
     """Each guest's memory is rewritten all the time, and checked to the last page.
 
     :avocado: tags=managers,medium
     """
 
     timeout = 3600
-
-    def setUp(self) -> None:
-        """Build what is needed."""
-        self.layout = Layout.default().into(Path(self.outputdir))
-        self.old = binary.binary_of(self.layout, self.params.get("old", default="old"))
-        self.new = binary.binary_of(self.layout, self.params.get("new", default="new"))
 
     @contextmanager
     def host(self, user: str = "", *, stock: bool = False) -> Iterator[tuple[LibvirtHost, Path]]:

@@ -12,15 +12,15 @@ from pathlib import Path
 
 import avocado
 from bed import BRIDGE, Bed, bed
+from bothqemus import BothQemus
 from libvirthost import TOUCHED, Lines, lost, traffic
 
 from lab.base.deadline import Deadline
 from lab.base.errors import PreconditionError
-from lab.base.layout import CHECKOUT, Layout, socket_directory
+from lab.base.layout import CHECKOUT, socket_directory
 from lab.guest import images
 from lab.measure import integrity
 from lab.pair import firmware
-from lab.vm import binary
 from lab.workloads.netns import GUEST
 
 KVM = Path("/usr/bin/kvm")
@@ -37,19 +37,13 @@ _BRIDGING = {
 _OPTION = b"echr\0"
 
 
-class Proxmox(avocado.Test):
+class Proxmox(BothQemus, avocado.Test):
     """The guest's memory is rewritten all the time, and checked to the last page.
 
     :avocado: tags=managers,medium
     """
 
     timeout = 1800
-
-    def setUp(self) -> None:
-        """Build what is needed."""
-        self.layout = Layout.default().into(Path(self.outputdir))
-        self.old = binary.binary_of(self.layout, self.params.get("old", default="old"))
-        self.new = binary.binary_of(self.layout, self.params.get("new", default="new"))
 
     @contextmanager
     def node(self) -> Iterator[tuple[Bed, Path]]:

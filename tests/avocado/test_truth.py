@@ -9,13 +9,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import avocado
+from bothqemus import BothQemus
 from commandlines import ALONE, KINDS, NOT_ALONE, SHARED, Case, case, files, placed
 
-from lab import mechanisms
 from lab.base import process
 from lab.base.deadline import Deadline
 from lab.base.errors import CannotTellError, PreconditionError
-from lab.base.layout import Layout
 from lab.live import compare, look, truth
 from lab.live import move as live
 from lab.live.move import Mover
@@ -23,7 +22,6 @@ from lab.live.moved import Moved
 from lab.live.truth import Truth
 from lab.model import Outcome
 from lab.pair import firmware
-from lab.vm import binary
 from lab.vm.monitor import QmpError, monitor
 
 _START_S = 30.0
@@ -37,7 +35,7 @@ class NotStartedError(CannotTellError):
     """QEMU does not take this command line."""
 
 
-class Generated(avocado.Test):
+class Generated(BothQemus, avocado.Test):
     """QEMUs from generated command lines, with random changes afterwards, and no guest in them.
 
     -p cases=N: how many; -p first=N: the first one's seed; a failure names the seed.
@@ -47,15 +45,12 @@ class Generated(avocado.Test):
     """
 
     timeout = 7200
+    series = True
     cases = 20
 
     def setUp(self) -> None:
         """Build what is needed."""
-        self.layout = Layout.default().into(Path(self.outputdir))
-        self.old = binary.binary_of(self.layout, self.params.get("old", default="old"))
-        self.new = binary.binary_of(self.layout, self.params.get("new", default="new"))
-        if mechanisms.Flip().missing(self.old, self.new):
-            self.cancel("one of both QEMUs is without the series")
+        super().setUp()
         self.firmware = firmware.prepare(self.layout)
 
     @contextmanager
