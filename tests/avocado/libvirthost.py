@@ -19,7 +19,7 @@ from pathlib import Path
 from bed import BRIDGE, Bed, bed
 
 from lab.base import process
-from lab.base.deadline import Deadline
+from lab.base.deadline import Deadline, DeadlineError
 from lab.base.layout import CHECKOUT, Layout, socket_directory
 from lab.guest.images import GuestImage
 from lab.measure import integrity
@@ -345,7 +345,10 @@ def _type(terminal: int, line: str, wanted: str, deadline: Deadline) -> str:
     said = ""
     os.write(terminal, f"{line}\n".encode())
     while not re.search(wanted, said):
-        deadline.check()
+        if deadline.expired:
+            raise DeadlineError(
+                f"{deadline.what}: not in {deadline.seconds:g} s; it says {said[-500:]!r}"
+            )
         if select.select([terminal], [], [], 1)[0]:
             said += os.read(terminal, 65536).decode(errors="replace").replace("\r", "")
         elif not line:

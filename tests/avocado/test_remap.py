@@ -47,7 +47,7 @@ class Remap(Upgrading, avocado.Test):
         seed = int(self.params.get("seed", default=time.time_ns()))
         self.log.info("again: -p seed=%d", seed)
         chance = random.Random(seed)
-        seen = []
+        seen, olds = [], list[Vm]()
         for number in range(int(self.params.get("rounds", default=8))):
             delay_s, how = chance.uniform(0, _LONGEST_S), chance.choice(_SIGNALS)
 
@@ -56,14 +56,15 @@ class Remap(Upgrading, avocado.Test):
                     if new.pid:
                         break
                 time.sleep(delay_s)
+                olds.append(old)
                 if "committed" not in _phases(old):
                     os.kill(new.pid, how)
 
             result = self.upgrade("remap", 2.3, end)
             self.log.info("%d: %s after %.0f ms: %s", number, how, delay_s * 1e3, result.outcome)
             seen.append(result.outcome)
-            if result.outcome is Outcome.LOST:  # killed between that look and the last message
-                self.assertIn("was committed to the new QEMU", "; ".join(result.reasons))
+            if result.outcome is Outcome.LOST:  # killed between that look and the new QEMU's turn
+                self.assertIn("committed", _phases(olds[-1]), result.reasons)
             else:
                 self.whole(result)
         self.assertIn(Outcome.ROLLED_BACK, seen)
