@@ -153,8 +153,6 @@ def move_and_sample(
         wanted = options.memory_samples
         with memory.sampled(old, fresh, considerate=bool(watched), wanted=wanted) as sampler:
             moved = move(stage.start, old, fresh, mechanism, stage.asked, interfere)
-    if moved.fallback:
-        note_once(moved.fallback)
     peak = watched() if watched else None
     stage.record.write("upgrade", moved.record())
     used = memory.summarise(pss_before, sampler.samples, huge_before, peak) if wanted else None
@@ -262,7 +260,8 @@ def verdict(stage: Stage, seen: Measured) -> Result:
         Observation(
             mechanism=mechanism.name,
             outcome=moved.outcome,
-            failure=moved.failure,
+            # A fallback's figures are not those that were asked for.
+            failure=moved.failure or moved.fallback,
             pause_ms=seen.pause,
             memory=seen.used.memory,
             memory_sampled=options.memory_samples,

@@ -125,8 +125,12 @@ class Mechanism(abc.ABC):
         QEMU makes it, and brings it to its end; what is returned is for one that the lab makes.
         """
 
+    def told(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the answer to query-migrate that counts, of the old QEMU's and the new one's."""
+        return old
+
     def blocks(self, info: Mapping[str, Any], ram_bytes: int) -> list[Block]:
-        """Say what moved and how, from the old QEMU's last query-migrate."""
+        """Say what moved and how, from the last query-migrate."""
         ram = info.get("ram", {})
         page = int(ram.get("page-size", 4096))
         return [

@@ -103,8 +103,8 @@ def localhost_block(block: Mapping[str, Any]) -> Block:
         gifted_bytes=block["gifted-bytes"],
         copied_bytes=block["copied-bytes"],
         faulted_bytes=block["faulted-bytes"],
-        zero_bytes=block["zero-bytes"],
-        untouched_bytes=block["untouched-bytes"],
+        zero_bytes=block.get("zero-bytes", 0),
+        untouched_bytes=block.get("untouched-bytes", 0),
     )
 
 
@@ -211,3 +211,13 @@ class Remap(Flip):
         if not kcmp.works():
             return "this kernel does not tell who shares memory with whom: it has no kcmp(2)"
         return super().missing(old, new)
+
+    def told(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the old QEMU's, with the blocks of the new one where that took them by itself.
+
+        Which pages had to be copied for it the old one never learns.
+        """
+        mine, theirs = old.get("localhost", {}), new.get("localhost", {})
+        if mine.get("mechanism") != self.name or "blocks" not in theirs:
+            return old
+        return {**old, "localhost": {**mine, "blocks": theirs["blocks"]}}

@@ -49,7 +49,7 @@ class Move(Generic[Q]):
     failure: str = ""
     #: How long the new QEMU took to answer, where it is started first (ms).
     new_start_ms: float | None = None
-    #: The old QEMU's answer to query-migrate.
+    #: The old QEMU's answer to query-migrate (`Mechanism.told`).
     old_info: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -138,7 +138,7 @@ def move(
     for qemu in (old, new):
         qemu.read_cpu()
     where = _settle(old, new, state, bool(failure))
-    info = driven.info() if driven else _migrate_info(old)
+    info = driven.info() if driven else mechanism.told(*map(_migrate_info, (old, new)))
     return Move(new, window, *_told(old, new, where, failure, info), new_start_ms, info)
 
 

@@ -23,10 +23,16 @@ class _Iovec(ctypes.Structure):
     _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
 
 
-def _largest_mapping(pid: int) -> tuple[int, int]:
-    """Return where guest RAM is (address, bytes): nothing that a QEMU has is as large."""
+def guest_ram(pid: int) -> tuple[int, int]:
+    """Return where most of the guest's RAM is (address, bytes).
+
+    Nothing else that a QEMU may read and write, but not execute, is as large: the buffer that TCG
+    translates into may well be larger.
+    """
     lines = Path(f"/proc/{pid}/maps").read_text(encoding="utf-8").splitlines()
-    ranges = [[int(one, 16) for one in line.split()[0].split("-")] for line in lines]
+    ranges = [
+        [int(one, 16) for one in line.split()[0].split("-")] for line in lines if " rw-" in line
+    ]
     start, end = max(ranges, key=lambda one: one[1] - one[0])
     return start, end - start
 
@@ -42,7 +48,7 @@ class Kernel(threading.Thread):
     def run(self) -> None:
         """Do so for the given time."""
         libc = ctypes.CDLL(None, use_errno=True)
-        start, length = _largest_mapping(self._pid)
+        start, length = guest_ram(self._pid)
         process, until = os.pidfd_open(self._pid), time.monotonic() + self._seconds
         while time.monotonic() < until:
             unit = start + self._chance.randrange(length // _UNIT) * _UNIT

@@ -9,7 +9,17 @@ from pathlib import Path
 import pytest
 
 from lab.base.errors import PreconditionError, UsageError
-from lab.mechanisms import MECHANISMS, Copy, Flip, Handover, backing, choose, localhost_block, why
+from lab.mechanisms import (
+    MECHANISMS,
+    Copy,
+    Flip,
+    Handover,
+    Remap,
+    backing,
+    choose,
+    localhost_block,
+    why,
+)
 from lab.model import Pages
 from lab.vm.binary import Binary
 from lab.vm.cmdline import Backing
@@ -126,6 +136,21 @@ def test_a_block_keeps_every_counter_apart() -> None:
         found[0].zero_bytes,
         found[0].untouched_bytes,
     ) == (7, 6, 8, 4, 1, 2, 3, 5)
+
+
+def test_what_had_to_be_copied_for_remap_the_new_qemu_knows() -> None:
+    remap = Remap()
+    old = {"status": "completed", "localhost": {"mechanism": "remap", "blocks": [{"name": "old"}]}}
+    new = {"localhost": {"blocks": [{"name": "new"}]}}
+    assert remap.told(old, new) == {
+        "status": "completed",
+        "localhost": {"mechanism": "remap", "blocks": [{"name": "new"}]},
+    }
+    assert remap.told(old, {}) == old  # it has not answered
+    fell_back = {"localhost": {"mechanism": "flip", "fallback": "why", "blocks": []}}
+    assert remap.told(fell_back, new) == fell_back
+    assert remap.told({}, new) == {}  # the old QEMU has ended
+    assert Flip().told(old, new) == old
 
 
 def test_who_starts_the_new_qemu_has_to_pass_descriptors() -> None:

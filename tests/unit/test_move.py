@@ -27,6 +27,7 @@ from lab.mechanisms import (
     IgnoreShared,
     Multifd,
     Precopy,
+    Remap,
     StopCopy,
     Transplant,
 )
@@ -455,6 +456,30 @@ def test_a_loss_is_a_new_value_and_keeps_the_reason_of_before() -> None:
     lost = moved.lost("silent")
     assert (lost.outcome, lost.failure) == (Outcome.LOST, "refused; silent")
     assert (moved.outcome, moved.failure) == (Outcome.ROLLED_BACK, "refused")
+
+
+def test_a_fallback_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = list[str]()
+
+    def judge(_limits: object, seen: SimpleNamespace) -> Any:
+        told.append(seen.failure)
+        raise KeyboardInterrupt  # the rest of the result is not looked at
+
+    monkeypatch.setattr(pipeline, "judge", judge)
+    monkeypatch.setattr(pipeline, "Observation", SimpleNamespace)
+    stage = SimpleNamespace(
+        options=SimpleNamespace(limits=None, memory_samples=True), mechanism=Remap()
+    )
+    for info in ({}, {"localhost": {"mechanism": "flip", "fallback": "KSM"}}):
+        moved = Move(cast("Vm", object()), Window(1, 2), Outcome.UPGRADED, old_info=info)
+        seen = SimpleNamespace(
+            checked=SimpleNamespace(moved=moved, integrity=None, workloads=[]),
+            pause=None,
+            used=SimpleNamespace(memory=None),
+        )
+        with pytest.raises(KeyboardInterrupt):
+            pipeline.verdict(cast("Any", stage), cast("Any", seen))
+    assert told == ["", "the old QEMU took flip instead of what it was asked for: KSM"]
 
 
 def test_a_qemu_without_a_monitor_is_not_an_error_of_the_labs(tmp_path: Path) -> None:
