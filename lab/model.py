@@ -33,6 +33,7 @@ class Pages(enum.StrEnum):
     """What pages guest RAM consists of."""
 
     THP = "thp"  # ordinary ones, and transparent huge pages as far as the kernel gives any
+    SMALL = "4k"  # ordinary ones alone
     HUGETLB = "hugetlb"  # huge pages of the kernel's pool, private
 
 

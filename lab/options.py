@@ -64,7 +64,8 @@ class GuestOptions(Model):
         Pages,
         Option(
             "guest RAM: thp, ordinary memory and what transparent huge pages the kernel gives; "
-            "hugetlb, private huge pages of 2 MiB from the kernel's pool",
+            "4k, ordinary memory without those; hugetlb, private huge pages of 2 MiB from the "
+            "kernel's pool",
             compared=True,
         ),
     ] = Pages.THP

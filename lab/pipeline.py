@@ -143,7 +143,7 @@ def move_and_sample(
     pss_before = memory.pss(old.pid)
     huge_before = memory.huge_pages(old.pid, options.ram_bytes)
     # The pool's pages are in no memory group's account.
-    watched = stage.group.watch() if stage.group and options.pages is Pages.THP else None
+    watched = stage.group.watch() if stage.group and options.pages is not Pages.HUGETLB else None
     with step(f"upgrade by {mechanism.name}"):
         fresh = (
             stage.start.expect("new", successor, old, in_place=mechanism.in_place)

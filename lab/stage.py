@@ -16,7 +16,7 @@ from lab.base.progress import note
 from lab.base.record import Record
 from lab.guest import images
 from lab.guest.images import GuestImage
-from lab.host import facts
+from lab.host import facts, thp
 from lab.host.cgroup import MemoryGroup, memory_group
 from lab.host.pinning import Pins, pinned
 from lab.mechanisms import Asked, Mechanism
@@ -93,6 +93,7 @@ def staged(layout: Layout, options: UpgradeOptions, *, rehearse: bool = False) -
     mechanisms.check_asked(mechanism, asked)
     workloads.check_mechanism(options.workloads, mechanism, pair.old)
     with (
+        thp.disabled(wanted=options.pages is Pages.SMALL),
         pinned(layout, wanted=options.pin) as pins,
         memory_group() as group,
         socket_directory(roomy=bool(image.disk)) as sockets,

@@ -95,7 +95,7 @@ def named(name: str) -> Mechanism | None:
 
 def backing(mechanism: Mechanism, pages: Pages) -> Backing:
     """Return what guest RAM is made of; raise PreconditionError when it cannot be moved so."""
-    if pages is Pages.THP:
+    if pages is not Pages.HUGETLB:
         return mechanism.backing
     if not mechanism.pool:
         able = ", ".join(one.name for one in MECHANISMS if one.pool)

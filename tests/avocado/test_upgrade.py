@@ -59,6 +59,13 @@ class Upgrade(Upgrading, avocado.Test):
                 result.integrity.pages_checked_after, result.integrity.pages_total
             )
 
+    def test_small_pages(self) -> None:
+        """Without transparent huge pages: what flip does by the unit, it does by the page."""
+        for mechanism, ratio in (("flip", 1 + 3 * SECOND_QEMU), ("gift", 1 + SECOND_QEMU)):
+            result = self.passes(mechanism, ratio, pages="4k")
+            self.assertEqual(result.memory.old_huge_bytes, 0)
+            self.assertEqual(result.memory.new_huge_bytes, 0)
+
     def test_gift(self) -> None:
         """The pipe: memory does not double, and the counters say gifted."""
         result = self.passes("gift", 1 + SECOND_QEMU)

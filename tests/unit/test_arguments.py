@@ -50,13 +50,13 @@ def test_the_help_has_every_default_and_what_may_be_chosen() -> None:
     assert "100 % of it (default: plain)" in text
     assert "how much (default: 1.25)" in text
     assert "some (default: a,b)" in text
-    assert "--pages {thp,hugetlb}" in text
+    assert "--pages {thp,4k,hugetlb}" in text
     assert "--no-on switch it off" in text
     assert "may be left out --" in text
     assert "--kept" not in text
 
 
-@pytest.mark.parametrize("words", [("--number", "x"), ("--kind", "z"), ("--pages", "4k")])
+@pytest.mark.parametrize("words", [("--number", "x"), ("--kind", "z"), ("--pages", "1g")])
 def test_what_cannot_be_is_wrong_usage(words: tuple[str, ...]) -> None:
     with pytest.raises(SystemExit, match="2"):
         parsed(*words)
