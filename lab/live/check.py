@@ -8,10 +8,11 @@ from pathlib import Path
 
 from lab.base.deadline import DeadlineError
 from lab.base.errors import CannotTellError
-from lab.live import amend, compare, truth
+from lab.live import amend, compare, screen, truth
 from lab.live.aside import SUFFIXES
 from lab.live.compare import Mismatch
 from lab.live.journal import Owner, Resource
+from lab.live.screen import Screen
 from lab.live.truth import Truth, kernel
 from lab.live.truth.model import Migration
 from lab.vm.monitor import Monitor, MonitorError, QmpError
@@ -49,7 +50,8 @@ class Sameness:
         What can still be told to it is told first.
         """
         amend.amend(self.old, new.monitor)
-        if found := compare.differences(self.old, self._take(new), committed=False):
+        old = screen.unseen(self.old)
+        if found := compare.differences(old, self._take(new), committed=False):
             raise DifferentError(f"the new QEMU is not the same: {in_words(found)}")
 
     def after(self, new: Qemu) -> list[str]:
@@ -62,9 +64,12 @@ class Sameness:
         return [str(one) for one in found]
 
     def restore(self, qemu: Qemu) -> list[str]:
-        """Set migration of the one that has the guest as it was; return what could not be set."""
+        """Set in the one that has the guest what it could not have before; return what fails."""
         try:
-            return restore(qemu.monitor, self.old.migration)
+            return [
+                *restore(qemu.monitor, self.old.migration),
+                *Screen(self.old.displays).restore(qemu.monitor),
+            ]
         except (MonitorError, QmpError, DeadlineError) as error:
             return [error.message]
 

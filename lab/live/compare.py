@@ -6,7 +6,7 @@ Whatever is not named in `MAY_DIFFER` is a difference, what nobody has ever hear
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -35,21 +35,64 @@ class Mismatch:
 
 
 @dataclass(frozen=True)
+class Case:
+    """A difference, and all that may say whether it is one."""
+
+    place: Place
+    values: frozenset[str]
+    old: Truth
+    new: Truth
+    #: Whether the new QEMU has the guest.
+    committed: bool
+
+    @property
+    def versions_differ(self) -> bool:
+        """Whether two different versions are compared."""
+        return self.old.version != self.new.version
+
+
+@dataclass(frozen=True)
 class MayDiffer:
     """Something that may be different, and why nobody misses it."""
 
     place: Place
     why: str
-    #: Only as long as the guest has not been committed to the new QEMU.
-    before_only: bool = False
-    #: Only what one of two different versions has no name for.
-    unknown_only: bool = False
+    #: In which cases alone.
+    when: Callable[[MayDiffer, Case], bool] = lambda _rule, _case: True
 
     def fits(self, place: Place) -> bool:
         """Return whether it is about this place, or about what is above it."""
         return len(place) >= len(self.place) and all(
             fnmatchcase(part, pattern) for part, pattern in zip(place, self.place, strict=False)
         )
+
+
+def _before(_rule: MayDiffer, case: Case) -> bool:
+    """As long as the guest has not been committed to the new QEMU."""
+    return not case.committed
+
+
+def _unknown(rule: MayDiffer, case: Case) -> bool:
+    """What one of two different versions has no name for, in a place that both have."""
+    name = case.place[: len(rule.place)]
+    above = [_at(_told(truth), name[:-1]) for truth in (case.old, case.new)]
+    return (
+        case.versions_differ
+        and all(isinstance(one, dict) for one in above)
+        and any(name[-1] not in one for one in above if isinstance(one, dict))
+    )
+
+
+def _say(*values: str) -> Callable[[MayDiffer, Case], bool]:
+    """Where two different versions say this, or one of them does and the other anything else."""
+    return lambda _rule, case: case.versions_differ and case.values >= set(values)
+
+
+def _of_the_board(_rule: MayDiffer, case: Case) -> bool:
+    """A device that nobody has asked for, and that one of two different versions has not."""
+    path = case.place[1]
+    there = [truth.devices[path] for truth in (case.old, case.new) if path in truth.devices]
+    return case.versions_differ and len(there) == 1 and not there[0].asked
 
 
 MAY_DIFFER: tuple[MayDiffer, ...] = (
@@ -75,13 +118,40 @@ MAY_DIFFER: tuple[MayDiffer, ...] = (
     MayDiffer(
         ("devices", "*", "properties", "busnr"),
         "the guest numbers the buses behind bridges, and that arrives with it",
-        before_only=True,
+        when=_before,
     ),
     MayDiffer(
-        _PROPERTY, "the machine type says what it is for a QEMU that knows it", unknown_only=True
+        _PROPERTY, "the machine type says what it is for a QEMU that knows it", when=_unknown
     ),
     MayDiffer(
-        _OBJECT_PROPERTY, "it has its default in a QEMU that knows it", unknown_only=True
+        ("devices", "/machine", "properties", "smp", "*"),
+        "there is one of each level of the topology that a version has never heard of",
+        when=_unknown,
+    ),
+    MayDiffer(
+        ("devices", "*"),
+        "versions call and arrange the parts of a board otherwise; the machine type says which "
+        "there are, and the guest's state does not load without one",
+        when=_of_the_board,
+    ),
+    MayDiffer(
+        ("devices", "*", "properties", "hotplug-handler"),
+        "versions say it or not of the bus that a board has",
+        when=_say("''"),
+    ),
+    MayDiffer(
+        ("devices", "*", "properties", "rombar"),
+        "since QEMU 9.2 it is -1 where nobody has said anything, which means 1",
+        when=_say("-1", "1"),
+    ),
+    MayDiffer(
+        ("chardevs", "*", "where"),
+        "QEMU 7.2 does not say the name of a socket that somebody is connected to; where it "
+        "listens is compared as well",
+        when=_say("'unix:'"),
+    ),
+    MayDiffer(
+        _OBJECT_PROPERTY, "it has its default in a QEMU that knows it", when=_unknown
     ),
     MayDiffer(
         ("objects", "*", "properties", "prealloc"),
@@ -92,12 +162,12 @@ MAY_DIFFER: tuple[MayDiffer, ...] = (
     MayDiffer(
         ("block", "drives", "*", "tray_open"),
         "where a tray is is the device's state, which arrives with the guest",
-        before_only=True,
+        when=_before,
     ),
-    MayDiffer(("machine", "state"), "it waits for the guest", before_only=True),
-    MayDiffer(("migration",), "it is set while the guest moves", before_only=True),
+    MayDiffer(("machine", "state"), "it waits for the guest", when=_before),
+    MayDiffer(("migration",), "it is set while the guest moves", when=_before),
     MayDiffer(
-        ("migration", "*", "*"), "it is of one version only", unknown_only=True
+        ("migration", "*", "*"), "it is of one version only", when=_unknown
     ),
 )  # fmt: skip
 
@@ -112,7 +182,9 @@ def differences(old: Truth, new: Truth, *, committed: bool) -> list[Mismatch]:
     names = {_identity(file): file.name for truth in (old, new) for file in truth.files}
     for place in sorted(there.keys() | here.keys()):
         one, other = there.get(place, _MISSING), here.get(place, _MISSING)
-        if one != other and not _may_differ(place, old, new, committed=committed):
+        if one == other:
+            continue
+        if not _may_differ(Case(place, frozenset({one, other}), old, new, committed)):
             named = tuple(names.get(part, part) for part in place)
             found.append(Mismatch(named, _named(one, names), _named(other, names)))
     return _without_parts(found)
@@ -123,24 +195,8 @@ def _named(value: str, names: Mapping[str, str]) -> str:
     return names.get(value.strip("'"), value)
 
 
-def _may_differ(place: Place, old: Truth, new: Truth, *, committed: bool) -> bool:
-    return any(
-        rule.fits(place)
-        and not (rule.before_only and committed)
-        and (not rule.unknown_only or _unknown(rule, place, old, new))
-        for rule in MAY_DIFFER
-    )
-
-
-def _unknown(rule: MayDiffer, place: Place, old: Truth, new: Truth) -> bool:
-    """Return whether one of two versions has no such thing at all in a place that both have."""
-    if old.version == new.version:
-        return False
-    name = place[: len(rule.place)]
-    above = [_at(_told(truth), name[:-1]) for truth in (old, new)]
-    return all(isinstance(one, dict) for one in above) and any(
-        name[-1] not in one for one in above if isinstance(one, dict)
-    )
+def _may_differ(case: Case) -> bool:
+    return any(rule.fits(case.place) and rule.when(rule, case) for rule in MAY_DIFFER)
 
 
 def _at(told: Any, place: Place) -> Any:

@@ -32,6 +32,7 @@ from lab.live.look import Connect, Running
 from lab.live.moved import Moved, tell
 from lab.live.output import Output
 from lab.live.preflight import Preflight
+from lab.live.screen import Screen
 from lab.live.start import CommandLine
 from lab.live.successor import Successor
 from lab.measure import downtime, memory
@@ -185,8 +186,9 @@ class Mover:
             old = Qemu("old", command, process.Foreign(found.pid), record.directory / "old.log")
             vms.connect(old)
             check = Sameness(old, [*plan.successor.files, *_own(plan)], sockets)
-            settings = Settings(check.old.migration).resource()
-            book.write(LiveStep.STARTING, resources=(*book.entry.resources, settings))
+            set_again = (Settings(check.old.migration), Screen(check.old.displays))
+            resources = (*book.entry.resources, *(one.resource() for one in set_again))
+            book.write(LiveStep.STARTING, resources=resources)
             stack.enter_context(files.held())
             new, keep = stack.enter_context(_successor(plan, record, sockets, passed))
             if not plan.mechanism.inherits:

@@ -25,6 +25,7 @@ from lab.live import aside, journal
 from lab.live.check import Settings
 from lab.live.decision import Action, Has, decide, new_has, old_has
 from lab.live.journal import Entry, Journal, LiveStep, Owner, Resource
+from lab.live.screen import Screen
 from lab.model import Model
 from lab.vm.monitor import Monitor, MonitorError, QmpError, monitor
 
@@ -53,7 +54,9 @@ class Restored(Protocol):
 #: Makes that of a journal's resource.
 Kind = Callable[[Resource], Restored]
 #: Who knows about the resources of each kind.
-KINDS: Mapping[str, Kind] = {one.kind: one.read for one in (aside.Shared, aside.Common, Settings)}
+KINDS: Mapping[str, Kind] = {
+    one.kind: one.read for one in (aside.Shared, aside.Common, Settings, Screen)
+}
 
 
 class Recovered(Model):

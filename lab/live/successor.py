@@ -58,6 +58,10 @@ _OF_NAMES = frozenset(
 )
 
 
+#: Which ports -vnc takes.
+_OF_PORTS = frozenset({"to", "ipv4", "ipv6"})
+
+
 @dataclass(frozen=True)
 class Passed:
     """Descriptors of the old QEMU's that the new one gets: a tap, a listening socket, an fdset's.
@@ -110,6 +114,8 @@ class Successor:
     #: Why nobody but the old QEMU can start the new one.
     only_child: list[str] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
+    #: Screens by VNC on a port, which the new QEMU is told when the old one has ended.
+    screens: list[str] = field(default_factory=list)
     #: How many character devices of each label there have been.
     labels: Counter[str] = field(default_factory=Counter)
 
@@ -297,20 +303,37 @@ def _add_fd(made: Successor, name: str, text: str, _place: Path | None) -> tuple
 
 
 def _vnc(made: Successor, name: str, text: str, place: Path | None) -> tuple[str, str]:
-    parts = values(text)
+    return name, _screen(made, f"-{name} {text}", values(text), place)
+
+
+def _screen(made: Successor, said: str, parts: dict[str, str], place: Path | None) -> str:
+    """See to a screen by VNC, and return its value."""
     where = parts.get("", "")
+    if is_on(parts, "password"):
+        made.remarks.append(f"{said}: who has set the password by QMP has to set it again")
     if where.startswith("unix:"):
         _file(made, where.removeprefix("unix:"), place)
+    elif "websocket" in parts or is_on(parts, "reverse"):
+        made.refusals.append(
+            f"{said}: two QEMUs cannot listen on one port for websockets, or connect to one viewer"
+        )
     elif where != "none":
-        made.refusals.append(f"-{name} {text}: two QEMUs cannot listen on one port; unix:PATH can")
-    return name, text
+        made.screens.append(said)
+        made.remarks.append(
+            f"{said}: the new QEMU listens there when the old one has ended; who is connected has "
+            "to connect again"
+        )
+        parts = {name: value for name, value in parts.items() if name not in _OF_PORTS}
+        parts[""] = "none"
+    return text_of(parts)
 
 
 def _display(made: Successor, name: str, text: str, place: Path | None) -> tuple[str, str]:
     kind = values(text).get("", "")
     if text.startswith("vnc="):
-        _vnc(made, name, text.removeprefix("vnc="), place)
-    elif kind in {"dbus", "spice-app", "curses"}:
+        parts = values(text.removeprefix("vnc="))
+        return name, f"vnc={_screen(made, f'-{name} {text}', parts, place)}"
+    if kind in {"dbus", "spice-app", "curses"}:
         made.refusals.append(f"-{name} {text}: is not carried over")
     elif kind in {"gtk", "sdl", "cocoa"}:
         made.remarks.append(f"-{name} {text}: its window closes, and another one opens")

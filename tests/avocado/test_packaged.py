@@ -3,14 +3,20 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import avocado
+from bothqemus import BothQemus
+from byhand import ByHand
 from upgrading import Upgrading
 
 from lab import options, pipeline
 from lab.base.errors import CannotTellError, PreconditionError
 from lab.base.layout import Layout
+from lab.live import look
+from lab.live import move as live
+from lab.live.move import Mover
 from lab.model import Outcome
 from lab.vm import binary
 
@@ -69,3 +75,48 @@ class Packaged(Upgrading, avocado.Test):
             self.assertEqual(result.outcome, Outcome.ROLLED_BACK, result.reasons)
             self.assertEqual(result.integrity.bad_pages, 0)
             self.assertIn("vring.num 1024 exceeds", " ".join(result.reasons))
+
+
+class Screen(ByHand, BothQemus, avocado.Test):
+    """The guest's screen, by VNC on a port, which the lab's own builds of the pair have none of.
+
+    :avocado: tags=medium,thorough
+    """
+
+    timeout = 600
+
+    def setUp(self) -> None:
+        self.layout = Layout.default().into(Path(self.outputdir))
+        try:
+            self.old = binary.binary_of(self.layout, "debian:12")
+            self.new = binary.binary_of(self.layout, "debian:13")
+        except CannotTellError as error:
+            self.cancel(error.message)
+
+    def test_vnc(self) -> None:
+        """The new QEMU is reached where the old one was, at the port that this one had found."""
+        with self.by_hand("-vnc", "127.0.0.1:0,to=99") as one:
+            pid = one.vm.pid
+            port = _port(pid)
+            self.assertEqual(_greeting(port), b"RFB 003.008\n")
+            viewer = socket.create_connection(("127.0.0.1", port))
+            (moved,) = Mover(self.layout).all([live.plan(str(pid), self.new, "transplant")], 1)
+            self.assertEqual((moved.outcome, moved.failure), (Outcome.UPGRADED, ""))
+            self.assertEqual(moved.differences, [])
+            self.assertEqual(_port(moved.new_pid), port)
+            self.assertEqual(_greeting(port), b"RFB 003.008\n")
+            viewer.close()
+
+
+def _port(pid: int) -> int:
+    """Return the one TCP port that a QEMU listens on."""
+    found = look.look(str(pid)).truth
+    assert found
+    (where,) = [one.address for one in found.listeners if one.kind == "tcp"]
+    return int(where.rpartition(":")[2])
+
+
+def _greeting(port: int) -> bytes:
+    """Return what a VNC server says first (RFC 6143, 7.1.1)."""
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as there:
+        return there.recv(12)

@@ -85,6 +85,56 @@ def test_what_a_version_has_never_heard_of() -> None:
     assert len(found(truth(), truth(**more))) == 1
 
 
+def test_versions_arrange_a_board_otherwise() -> None:
+    def board(**more: Any) -> dict[str, Any]:
+        own = {f"/machine/unnamed/{name}": device(kind) for name, kind in more.items()}
+        own = {path: one.model_copy(update={"asked": False}) for path, one in own.items()}
+        return {"devices": {"/machine/peripheral/a": device(), **own}}
+
+    assert found(truth(**board(rtc="mc146818rtc")), new(**board(lpc="ICH9-LPC"))) == []
+    # Within a version nothing is arranged otherwise, and what was asked for is there.
+    assert found(truth(**board(rtc="mc146818rtc")), truth()) != []
+    assert found(truth(**board(rtc="mc146818rtc")), new(devices={})) != []
+    # One that both have is the same.
+    other = board(rtc="other")
+    assert found(truth(**board(rtc="mc146818rtc")), new(**other)) != []
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "other", "same"),
+    [
+        ("rombar", 1, -1, True),
+        ("rombar", 1, 0, False),
+        ("rombar", 0, -1, False),
+        ("hotplug-handler", "", "/machine/ICH9-LPC", True),
+        ("hotplug-handler", "/machine/a", "/machine/b", False),
+        ("addr", 1, -1, False),
+    ],
+)
+def test_what_versions_say_otherwise(name: str, old: object, other: object, same: bool) -> None:
+    one = {"devices": {"/machine/peripheral/a": device(**{name: old})}}
+    two = {"devices": {"/machine/peripheral/a": device(**{name: other})}}
+    assert (found(truth(**one), new(**two)) == []) is same
+    assert len(found(truth(**one), truth(**two))) == 1  # a version agrees with itself
+
+
+def test_levels_of_a_topology() -> None:
+    def machine(**smp: int) -> dict[str, Any]:
+        board = device("pc-q35-7.2-machine", smp={"cpus": 2, "cores": 2, **smp})
+        return {"devices": {"/machine": board}}
+
+    assert found(truth(**machine()), new(**machine(books=1))) == []
+    assert len(found(truth(**machine()), new(**machine(cores=1)))) == 1
+
+
+def test_a_socket_that_somebody_is_connected_to() -> None:
+    def serial(where: str) -> dict[str, Any]:
+        return {"chardevs": {"serial0": Chardev(where=where)}}
+
+    assert found(truth(**serial("unix:")), new(**serial("unix:/run/s"))) == []
+    assert len(found(truth(**serial("unix:/run/a")), new(**serial("unix:/run/b")))) == 1
+
+
 def test_what_arrives_with_the_guest() -> None:
     waiting = truth().machine.model_copy(update={"state": "inmigrate"})
     moving = Migration(capabilities={"events": True}, parameters={"max": 2})

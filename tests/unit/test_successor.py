@@ -99,6 +99,22 @@ def test_files_of_both_by_one_name() -> None:
     assert "a daemon's directory" in made("-daemonize -pidfile p").refusals[0]
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("-vnc :1", "-vnc none"),
+        ("-vnc 127.0.0.1:0,to=99,share=ignore,audiodev=a", "-vnc none,share=ignore,audiodev=a"),
+        ("-vnc localhost:1,ipv6=on,password=on", "-vnc none,password=on"),
+        ("-display vnc=:1,head=1", "-display vnc=none,head=1"),
+    ],
+)
+def test_a_screen_on_a_port_is_listened_at_later(old: str, new: str) -> None:
+    assert line(old) == new
+    assert not made(old).refusals
+    assert len(made(old).screens) == 1
+    assert not made("-vnc none -vnc unix:/run/v").screens
+
+
 def test_a_tap_becomes_a_descriptor() -> None:
     found = made("-netdev tap,id=n,ifname=t0,script=no,downscript=no,vnet_hdr=on -m 1G")
     assert "passed on by the old QEMU" in found.only_child[0]
@@ -171,8 +187,9 @@ def test_a_descriptor_that_management_passed_is_passed_on(text: str, becomes: li
         "-run-with async-teardown=on,chroot=/srv",
         "-run-with exit-with-parent=on",
         "-drive file=a,snapshot=on",
-        "-vnc :1",
-        "-display vnc=:1",
+        "-vnc :1,websocket=on",
+        "-vnc viewer:5500,reverse=on",
+        "-display vnc=:1,websocket=5700",
         "-display dbus",
         "-serial tcp::1,server",
         "-serial udp::1",

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +51,19 @@ def take(pid: int, monitor: Talks, besides: Collection[str] = (), *, whole: bool
         objects=qom.objects(ask) if whole else qom.named(ask, "/objects"),
         migration=migration(ask),
         displays=Displays(
-            vnc=ask.known("query-vnc-servers", []), spice=ask.known("query-spice", {})
+            vnc=[_server(one) for one in ask.known("query-vnc-servers", [])],
+            spice=ask.known("query-spice", {}),
         ),
     )
+
+
+def _server(told: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what query-vnc-servers says of one, without who is connected to it just now.
+
+    Its addresses are in the order in which they were opened, the last one first.
+    """
+    server = sorted(told.get("server", []), key=lambda one: (one["family"], one["host"]))
+    return {**{name: told[name] for name in told if name != "clients"}, "server": server}
 
 
 def _version(ask: Asker) -> str:
