@@ -3,18 +3,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from lab.base.deadline import DeadlineError
 from lab.base.errors import CannotTellError
-from lab.live import amend, compare, screen, truth
+from lab.live import amend, compare, truth, vnc
 from lab.live.aside import SUFFIXES
 from lab.live.compare import Mismatch
 from lab.live.journal import Owner, Resource
-from lab.live.screen import Screen
 from lab.live.truth import Truth, kernel
 from lab.live.truth.model import Migration
+from lab.live.vnc import Screen
 from lab.vm.monitor import Monitor, MonitorError, QmpError
 from lab.vm.qemu import Qemu
 
@@ -50,7 +50,7 @@ class Sameness:
         What can still be told to it is told first.
         """
         amend.amend(self.old, new.monitor)
-        old = screen.unseen(self.old)
+        old = vnc.unseen(self.old)
         if found := compare.differences(old, self._take(new), committed=False):
             raise DifferentError(f"the new QEMU is not the same: {in_words(found)}")
 
@@ -63,13 +63,16 @@ class Sameness:
         found = compare.differences(self.old, self._take(new), committed=True)
         return [str(one) for one in found]
 
+    def resources(self) -> Iterator[Resource]:
+        """Yield for a journal what `restore` sets."""
+        yield Settings(self.old.migration).resource()
+        yield Screen(self.old.displays).resource()
+
     def restore(self, qemu: Qemu) -> list[str]:
         """Set in the one that has the guest what it could not have before; return what fails."""
+        both = Settings(self.old.migration), Screen(self.old.displays)
         try:
-            return [
-                *restore(qemu.monitor, self.old.migration),
-                *Screen(self.old.displays).restore(qemu.monitor),
-            ]
+            return [text for one in both for text in one.restore(qemu.monitor)]
         except (MonitorError, QmpError, DeadlineError) as error:
             return [error.message]
 

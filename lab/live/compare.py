@@ -35,7 +35,7 @@ class Mismatch:
 
 
 @dataclass(frozen=True)
-class Case:
+class Divergence:
     """A difference, and all that may say whether it is one."""
 
     place: Place
@@ -58,7 +58,7 @@ class MayDiffer:
     place: Place
     why: str
     #: In which cases alone.
-    when: Callable[[MayDiffer, Case], bool] = lambda _rule, _case: True
+    when: Callable[[MayDiffer, Divergence], bool] = lambda _rule, _case: True
 
     def fits(self, place: Place) -> bool:
         """Return whether it is about this place, or about what is above it."""
@@ -67,32 +67,32 @@ class MayDiffer:
         )
 
 
-def _before(_rule: MayDiffer, case: Case) -> bool:
+def _before(_rule: MayDiffer, seen: Divergence) -> bool:
     """As long as the guest has not been committed to the new QEMU."""
-    return not case.committed
+    return not seen.committed
 
 
-def _unknown(rule: MayDiffer, case: Case) -> bool:
+def _unknown(rule: MayDiffer, seen: Divergence) -> bool:
     """What one of two different versions has no name for, in a place that both have."""
-    name = case.place[: len(rule.place)]
-    above = [_at(_told(truth), name[:-1]) for truth in (case.old, case.new)]
+    name = seen.place[: len(rule.place)]
+    above = [_at(_told(truth), name[:-1]) for truth in (seen.old, seen.new)]
     return (
-        case.versions_differ
+        seen.versions_differ
         and all(isinstance(one, dict) for one in above)
         and any(name[-1] not in one for one in above if isinstance(one, dict))
     )
 
 
-def _say(*values: str) -> Callable[[MayDiffer, Case], bool]:
+def _say(*values: str) -> Callable[[MayDiffer, Divergence], bool]:
     """Where two different versions say this, or one of them does and the other anything else."""
-    return lambda _rule, case: case.versions_differ and case.values >= set(values)
+    return lambda _rule, seen: seen.versions_differ and seen.values >= set(values)
 
 
-def _of_the_board(_rule: MayDiffer, case: Case) -> bool:
+def _of_the_board(_rule: MayDiffer, seen: Divergence) -> bool:
     """A device that nobody has asked for, and that one of two different versions has not."""
-    path = case.place[1]
-    there = [truth.devices[path] for truth in (case.old, case.new) if path in truth.devices]
-    return case.versions_differ and len(there) == 1 and not there[0].asked
+    path = seen.place[1]
+    there = [truth.devices[path] for truth in (seen.old, seen.new) if path in truth.devices]
+    return seen.versions_differ and len(there) == 1 and not there[0].asked
 
 
 MAY_DIFFER: tuple[MayDiffer, ...] = (
@@ -184,7 +184,7 @@ def differences(old: Truth, new: Truth, *, committed: bool) -> list[Mismatch]:
         one, other = there.get(place, _MISSING), here.get(place, _MISSING)
         if one == other:
             continue
-        if not _may_differ(Case(place, frozenset({one, other}), old, new, committed)):
+        if not _may_differ(Divergence(place, frozenset({one, other}), old, new, committed)):
             named = tuple(names.get(part, part) for part in place)
             found.append(Mismatch(named, _named(one, names), _named(other, names)))
     return _without_parts(found)
@@ -195,8 +195,8 @@ def _named(value: str, names: Mapping[str, str]) -> str:
     return names.get(value.strip("'"), value)
 
 
-def _may_differ(case: Case) -> bool:
-    return any(rule.fits(case.place) and rule.when(rule, case) for rule in MAY_DIFFER)
+def _may_differ(seen: Divergence) -> bool:
+    return any(rule.fits(seen.place) and rule.when(rule, seen) for rule in MAY_DIFFER)
 
 
 def _at(told: Any, place: Place) -> Any:

@@ -26,13 +26,12 @@ from lab.base.progress import note
 from lab.base.record import Spare, as_json
 from lab.live import aside, joined, journal, look, outside, preflight, start, trial
 from lab.live.aside import Aside, File
-from lab.live.check import Sameness, Settings
+from lab.live.check import Sameness
 from lab.live.journal import Entry, Journal, LiveStep, Owner
 from lab.live.look import Connect, Running
 from lab.live.moved import Moved, tell
 from lab.live.output import Output
 from lab.live.preflight import Preflight
-from lab.live.screen import Screen
 from lab.live.start import CommandLine
 from lab.live.successor import Successor
 from lab.measure import downtime, memory
@@ -186,8 +185,7 @@ class Mover:
             old = Qemu("old", command, process.Foreign(found.pid), record.directory / "old.log")
             vms.connect(old)
             check = Sameness(old, [*plan.successor.files, *_own(plan)], sockets)
-            set_again = (Settings(check.old.migration), Screen(check.old.displays))
-            resources = (*book.entry.resources, *(one.resource() for one in set_again))
+            resources = (*book.entry.resources, *check.resources())
             book.write(LiveStep.STARTING, resources=resources)
             stack.enter_context(files.held())
             new, keep = stack.enter_context(_successor(plan, record, sockets, passed))

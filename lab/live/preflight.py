@@ -15,7 +15,7 @@ from pydantic import Field
 from lab import mechanisms
 from lab.base import process
 from lab.host import facts
-from lab.live import joined, outside, screen
+from lab.live import joined, outside, vnc
 from lab.live import successor as derived
 from lab.live.changes import relative
 from lab.live.look import Running
@@ -130,7 +130,7 @@ def successor(found: Running, new: Binary) -> Successor:
         if log.is_file() and log.stat().st_size:
             made.refusals.append(f"-D {name}: the new QEMU would empty it, and cannot append to it")
     if made.screens:
-        made.refusals += screen.refusals(found.truth, new)
+        made.refusals += vnc.refusals(found.truth, new)
     if found.truth:
         made.refusals += _unexpected(found.truth, made)
     if "daemonize" in {name for name, _ in pairs(found.argv)}:
@@ -160,7 +160,7 @@ def _unexpected(truth: Truth, made: Successor) -> Iterator[str]:
     passed = any("fd" in one.parts for one in made.passed)
     for one in truth.listeners:
         where = str(Path(truth.cwd) / one.address)
-        if made.screens and screen.is_listened_at(truth, one):
+        if made.screens and vnc.is_listened_at(truth, one):
             continue
         # What was refused is most often about this very thing.
         if not (one.kind == "unix" and (where in expected or passed)) and not made.refusals:

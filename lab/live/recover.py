@@ -25,7 +25,7 @@ from lab.live import aside, journal
 from lab.live.check import Settings
 from lab.live.decision import Action, Has, decide, new_has, old_has
 from lab.live.journal import Entry, Journal, LiveStep, Owner, Resource
-from lab.live.screen import Screen
+from lab.live.vnc import Screen
 from lab.model import Model
 from lab.vm.monitor import Monitor, MonitorError, QmpError, monitor
 

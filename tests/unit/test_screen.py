@@ -1,104 +1,98 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A screen by VNC on a port: where the new QEMU listens, and from when on."""
+"""The one-screen verdict, and the page that documents every key of result.json."""
 
 from __future__ import annotations
 
+import io
+import json
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from made_truth import truth
+from rich.console import Console
 
-from lab.live import compare, screen
-from lab.live.screen import Screen
-from lab.live.truth.model import Displays, Listener, Truth
-from lab.vm.binary import Binary
-from lab.vm.monitor import Monitor, QmpError
+from lab import model
+from lab.base.layout import CHECKOUT
+from lab.model import Result
+from lab.report import screen
 
-
-def server(host: str, port: str, family: str = "ipv4", *, websocket: bool = False) -> Any:
-    return {"host": host, "service": port, "family": family, "websocket": websocket}
+HERE = Path(__file__).parent
 
 
-def shown(*servers: Any) -> Displays:
-    return Displays(vnc=[{"id": "default", "auth": "none", "server": list(servers)}], spice={})
+def result(**more: Any) -> Result:
+    content = json.loads((HERE / "result.json").read_text(encoding="utf-8"))
+    return Result(**{**content, **more})
 
 
-BOTH = shown(server("0.0.0.0", "5901"), server("::", "5901", "ipv6"))
+def shown(what: Result) -> str:
+    console = Console(file=io.StringIO(), width=100, highlight=False)
+    screen.show(what, console)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
 
 
-class Qmp:
-    """A monitor that listens where it is told to."""
-
-    def __init__(self, there: Displays, refuses: bool = False) -> None:
-        self.there, self.refuses = there, refuses
-        self.told: list[Any] = []
-
-    def execute(self, command: str, arguments: Any = None) -> Any:
-        if command == "query-vnc-servers":
-            return self.there.vnc
-        assert command == "display-update"
-        if self.refuses:
-            raise QmpError("Address in use")
-        self.told.append(arguments)
-        return {}
-
-
-def test_the_new_qemu_listens_where_the_old_one_did() -> None:
-    qmp = Qmp(shown())
-    journaled = Screen.read(Screen(BOTH).resource())
-    assert journaled.restore(cast("Monitor", qmp)) == []
-    address = {"type": "inet", "port": "5901"}
-    assert qmp.told == [
-        {
-            "type": "vnc",
-            "addresses": [
-                {**address, "host": "0.0.0.0", "ipv4": True, "ipv6": False},
-                {**address, "host": "::", "ipv6": True, "ipv4": False},
-            ],
-        }
-    ]
+def test_a_pass_fits_one_screen_and_says_what_matters() -> None:
+    text = shown(result())
+    assert text.startswith("PASS")
+    assert len(text.splitlines()) <= 24
+    for word in (
+        "STOP to RESUME",
+        "outside",
+        "inside",
+        "memory",
+        "0 bad of",
+        "gifted",
+        "exit code",
+        "out/20",
+        "./pageflip upgrade",
+    ):
+        assert word in text, word
 
 
-def test_one_that_listens_there_is_left_alone() -> None:
-    there = Qmp(shown(*reversed(BOTH.vnc[0]["server"])))
-    assert Screen(BOTH).restore(cast("Monitor", there)) == []
-    by_file = shown(server("/run/v", "", "unix"))
-    nowhere = Qmp(shown())
-    assert Screen(by_file).restore(cast("Monitor", nowhere)) == []
-    assert there.told == nowhere.told == []
+def test_a_failure_says_why_first() -> None:
+    text = shown(
+        result(
+            verdict="fail",
+            reasons=["bad pages: 1"],
+            pause_ms=model.Pause(
+                qmp=None, outside=1.0, inside=1.0, outside_before=1.0
+            ).model_dump(),
+        )
+    )
+    assert text.startswith("FAIL")
+    assert "because: bad pages: 1" in text.splitlines()[1]
+    assert "not known STOP to RESUME" in text
+    assert "exit code      1" in text
 
 
-def test_a_port_that_somebody_else_has_is_told() -> None:
-    failed = Screen(BOTH).restore(cast("Monitor", Qmp(shown(), refuses=True)))
-    assert "Address in use" in failed[0]
+def test_memory_that_was_not_measured_is_said_to_be_so() -> None:
+    assert "not measured" not in shown(result())
+    lines = shown(result(memory=None)).splitlines()
+    assert [line.split() for line in lines if "measured" in line] == [["memory", "not", "measured"]]
 
 
-def old(displays: Displays) -> Truth:
-    listeners = [
-        Listener(kind="tcp", address="0.0.0.0:5901"),
-        Listener(kind="tcp", address="127.0.0.1:4444"),
-        Listener(kind="unix", address="/run/5901"),
-    ]
-    return truth().model_copy(update={"displays": displays, "listeners": listeners})
+def test_the_schema_documents_every_key() -> None:
+    page = (CHECKOUT / "docs" / "results.md").read_text(encoding="utf-8")
+    missing = [key for key in keys(Result) if f"`{key}`" not in page]
+    assert not missing, f"docs/results.md says nothing of {missing}"
 
 
-def test_only_what_listens_later_may_be_missing_before() -> None:
-    one = old(BOTH)
-    waiting = one.model_copy(update={"displays": shown(), "listeners": one.listeners[1:]})
-    assert compare.differences(screen.unseen(one), waiting, committed=False) == []
-    assert compare.differences(one, waiting, committed=True)
-    deaf = waiting.model_copy(update={"listeners": one.listeners[2:]})
-    (found,) = compare.differences(screen.unseen(one), deaf, committed=False)
-    assert "4444" in str(found)
-    gone = waiting.model_copy(update={"displays": Displays(vnc=[], spice={})})
-    assert compare.differences(screen.unseen(one), gone, committed=False)
+def keys(kind: Any, prefix: str = "") -> list[str]:
+    """Return every key of a model as it is written in the page: ``pause_ms.qmp``."""
+    found = []
+    schema = kind.model_json_schema()
+    definitions = schema.get("$defs", {})
 
+    def walk(node: dict[str, Any], at: str) -> None:
+        for name, child in node.get("properties", {}).items():
+            found.append(at + name)
+            below = f"{at}{name}."
+            for option in [child, child.get("items", {}), *child.get("anyOf", [])]:
+                follow(option, below)
+            follow(child.get("additionalProperties", {}), f"{below}NAME.")
 
-def test_who_cannot_be_told() -> None:
-    able = Binary(Path("/q"), "10.0.13", "0" * 64, None, frozenset({"display-update"}), frozenset())
-    unable = Binary(Path("/q"), "7.0.0", "0" * 64, None, frozenset(), frozenset())
-    assert list(screen.refusals(old(BOTH), able)) == []
-    assert "has no display-update" in next(screen.refusals(old(BOTH), unable))
-    two = Displays(vnc=BOTH.vnc * 2, spice={})
-    assert "several" in next(screen.refusals(old(two), able))
-    assert "several" in next(screen.refusals(None, able))
+    def follow(option: dict[str, Any] | bool, at: str) -> None:
+        if isinstance(option, dict) and "$ref" in option:
+            walk(definitions[option["$ref"].rsplit("/", 1)[1]], at)
+
+    walk(schema, prefix)
+    return found
