@@ -3,6 +3,7 @@
 
 import re
 import socket
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -14,6 +15,9 @@ from lab.base.deadline import Deadline
 from lab.base.layout import Layout
 from lab.guest import images
 from lab.live import look
+from lab.live import move as live
+from lab.live.move import Mover
+from lab.model import Outcome
 from lab.pair import firmware
 from lab.vm.binary import Binary
 from lab.vm.monitor import Monitor
@@ -125,3 +129,28 @@ def shell_guest(
         guest = ShellGuest(child.pid, directory, Shell(directory / "serial"))
         guest.shell.run("true")
         yield guest
+
+
+class ShellGuests:
+    """A mixin for tests, beside `BothQemus`: such guests of the old QEMU, and their upgrade."""
+
+    @contextmanager
+    def guest(self, *words: str, **disks: str) -> Iterator[ShellGuest]:
+        """Start a guest, and end whatever QEMU has it then."""
+        with tempfile.TemporaryDirectory(prefix="disks", dir="/var/tmp") as name:
+            directory = Path(name)
+            with shell_guest(self.layout, self.old, directory, *words, **disks) as one:
+                try:
+                    yield one
+                finally:
+                    pid = look.find(str(one.qmp))[0]
+                    if pid != one.pid:
+                        process.Foreign(pid).kill()
+
+    def upgrade(self, one: ShellGuest, mechanism: str) -> None:
+        """Do what the verb does."""
+        plan = live.plan(str(one.qmp), self.new, mechanism)
+        moved = Mover(self.layout).one(plan)
+        self.assertEqual((moved.outcome, moved.failure), (Outcome.UPGRADED, ""))
+        self.assertEqual(moved.differences, [])
+        self.assertEqual(look.look(str(one.qmp)).binary.version, self.new.version)

@@ -3,28 +3,21 @@
 
 import hashlib
 import os
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import avocado
 from bothqemus import BothQemus
-from shell import ShellGuest, shell_guest
+from shell import ShellGuest, ShellGuests
 
 from lab import mechanisms
-from lab.base import process
 from lab.base.deadline import Deadline
 from lab.base.errors import PreconditionError
-from lab.live import look
 from lab.live import move as live
-from lab.live.move import Mover
-from lab.model import Outcome
 from lab.vm.monitor import Monitor
 from lab.workloads.netns import GUEST, HOST, segment
 
 
-class Disks(BothQemus, avocado.Test):
+class Disks(ShellGuests, BothQemus, avocado.Test):
     """Each guest writes random data to its disks, and has to find it there afterwards.
 
     :avocado: tags=medium
@@ -32,27 +25,6 @@ class Disks(BothQemus, avocado.Test):
 
     timeout = 600
     series = True
-
-    @contextmanager
-    def guest(self, *words: str, **disks: str) -> Iterator[ShellGuest]:
-        """Start a guest, and end whatever QEMU has it then."""
-        with tempfile.TemporaryDirectory(prefix="disks", dir="/var/tmp") as name:
-            directory = Path(name)
-            with shell_guest(self.layout, self.old, directory, *words, **disks) as one:
-                try:
-                    yield one
-                finally:
-                    pid = look.find(str(one.qmp))[0]
-                    if pid != one.pid:
-                        process.Foreign(pid).kill()
-
-    def upgrade(self, one: ShellGuest, mechanism: str) -> None:
-        """Do what the verb does."""
-        plan = live.plan(str(one.qmp), self.new, mechanism)
-        moved = Mover(self.layout).one(plan)
-        self.assertEqual((moved.outcome, moved.failure), (Outcome.UPGRADED, ""))
-        self.assertEqual(moved.differences, [])
-        self.assertEqual(look.look(str(one.qmp)).binary.version, self.new.version)
 
     def unplug(self, one: ShellGuest, device: str) -> None:
         """Have the guest let go of a device."""
