@@ -142,7 +142,10 @@ class Control:
         alive: Callable[[], None] = lambda: None,
         **arguments: Any,
     ) -> dict[str, Any]:
-        """Ask the agent and return its answer; raise AgentError when it says no or says nothing."""
+        """Ask the agent and return its answer; raise AgentError when it says no or says nothing.
+
+        With `on_event` the deadline begins anew with each event.
+        """
         self._id += 1
         request = {"id": self._id, "cmd": command, **arguments}
         self._port.send(json.dumps(request).encode() + b"\n", deadline)
@@ -159,6 +162,7 @@ class Control:
                 continue
             if "event" in message and on_event:
                 on_event(message)
+                deadline = Deadline.after(deadline.seconds, deadline.what)
             if message.get("id") == self._id:
                 if not message.get("ok"):
                     raise AgentError(

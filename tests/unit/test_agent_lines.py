@@ -8,6 +8,7 @@ import os
 import resource
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -41,6 +42,30 @@ def guest(path: Path, replies: dict[str, list[dict[str, Any]]]) -> Iterator[sock
         peer.shutdown(socket.SHUT_RDWR)
         thread.join(2)
         peer.close()
+
+
+def test_who_tells_of_progress_has_time(sockets: Path) -> None:
+    path = sockets / "control"
+    with (
+        agent_lines(path, sockets / "heart") as (control, _),
+        socket.socket(socket.AF_UNIX) as peer,
+    ):
+        peer.connect(str(path))
+
+        def answer() -> None:
+            for _ in range(4):
+                time.sleep(0.3)
+                peer.sendall(b'{"event": "progress"}\n')
+            peer.sendall(b'{"id": 1, "ok": true}\n')
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        seen: list[Any] = []
+        control.call("fill", Deadline.after(0.9, "fill"), on_event=seen.append)
+        thread.join()
+        assert len(seen) == 4
+        with pytest.raises(AgentError, match="not answered verify after 0.1 s"):
+            control.call("verify", Deadline.after(0.1, "check"))
 
 
 def soon() -> Deadline:
