@@ -13,7 +13,7 @@ from lab.measure import downtime
 from lab.model import Integrity
 from lab.vm.agent import Beat, Control
 
-#: A guest under TCG checks some 100 MB/s; 4 were seen where each processor has eight QEMUs (bytes/s).
+#: A guest under TCG checks 100 MB/s or so; 4 where each processor has eight QEMUs (bytes/s).
 _SLOWEST_RATE = 3 * 2**20
 #: How long the guest may fill nothing (s).
 _SILENCE_S = 60

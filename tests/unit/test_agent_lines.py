@@ -64,7 +64,7 @@ def test_who_tells_of_progress_has_time(sockets: Path) -> None:
         control.call("fill", Deadline.after(0.9, "fill"), on_event=seen.append)
         thread.join()
         assert len(seen) == 4
-        with pytest.raises(AgentError, match="not answered verify after 0.1 s"):
+        with pytest.raises(AgentError, match=r"not answered verify after 0\.1 s"):
             control.call("verify", Deadline.after(0.1, "check"))
 
 
