@@ -44,6 +44,7 @@ def changes(argv: Sequence[str], truth: Truth, why: Mapping[str, str]) -> Iterat
         yield f"{added} was added while the guest ran: {reason}"
     yield from _devices(argv, truth)
     yield from _images(argv, truth)
+    yield from _roots(argv, truth)
     yield from _block(truth)
     for what, found in (
         ("block node", truth.block.others),
@@ -111,6 +112,16 @@ def _images(argv: Sequence[str], truth: Truth) -> Iterator[str]:
     for which, path in said.items():
         if which and which not in there:
             yield f"{path} is not open any more"
+
+
+def _roots(argv: Sequence[str], truth: Truth) -> Iterator[str]:
+    """Yield the nodes that devices are to have as options say, and that none of them has."""
+    there = {one.medium.name for one in truth.block.drives.values() if one.medium}
+    named = {values(text).get("node-name", "") for text in options(argv, "blockdev")} - {""}
+    for text in options(argv, "device"):
+        node = values(text).get("drive", "")
+        if node in named - there:
+            yield f"-device {text} has another node than {node} by now, or none"
 
 
 def _paths(argv: Sequence[str], cwd: Path) -> Iterator[Path]:

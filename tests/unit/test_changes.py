@@ -43,6 +43,19 @@ def test_nothing_has_changed() -> None:
     assert told(chardevs={label: Chardev(where="") for label in labels}) == []
 
 
+def test_a_device_has_the_node_that_its_option_says() -> None:
+    disk = ("-blockdev", "file,node-name=f,filename=/i", "-blockdev", "raw,node-name=b,file=f",
+            "-device", "ide-hd,drive=b")  # fmt: skip
+    own = block(drives={"x": drive(file_node(name="b"))})
+    assert not [text for text in told(*disk, block=own) if "another node" in text]
+    for other in (drive(file_node(name="top")), drive(None)):
+        said = told(*disk, block=block(drives={"x": other}))
+        assert "-device ide-hd,drive=b has another node than b by now, or none" in said
+    by_drive = ("-drive", "if=none,id=b,file=/i", "-device", "ide-hd,drive=b")
+    said = told(*by_drive, block=block(drives={"b": drive(file_node(name="#block1"))}))
+    assert not [text for text in said if "another node" in text]
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [

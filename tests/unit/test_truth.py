@@ -88,6 +88,16 @@ def test_numbered_devices_have_names_of_their_own() -> None:
     assert tree("usb")["/machine/i440fx"] == tree("e1000", "usb")["/machine/i440fx"]
 
 
+def test_names_that_qemu_makes_have_digits_at_random() -> None:
+    def netdev(name: str) -> object:
+        device = Device(type="e1000", properties={"netdev": name})
+        return qom.renamed({"/machine/peripheral/a": device})["/machine/peripheral/a"].properties
+
+    assert netdev("#net071") == netdev("#net026") == {"netdev": "#net0"}
+    assert netdev("#net1071") == {"netdev": "#net10"}
+    assert netdev("net071") == {"netdev": "net071"}
+
+
 def test_what_cpuid_tells() -> None:
     words = [
         {"cpuid-register": "EBX", "cpuid-input-eax": 7, "cpuid-input-ecx": 0, "features": 5},

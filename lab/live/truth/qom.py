@@ -16,6 +16,8 @@ _PARTS = frozenset({"memory-region", "irq", "qemu:memory-region"})
 #: Where -device and device_add put what they make.
 _ASKED = ("/machine/peripheral", "/machine/peripheral-anon")
 #: A device without a name.
+#: What QEMU calls what nobody has named: a counter, and two digits at random (util/id.c).
+_GENERATED = re.compile(r"#([a-z]+)(\d+)\d\d")
 _NUMBERED = re.compile(r"/machine/(?:unattached|peripheral-anon)/device\[\d+\]")
 #: What a bus calls its devices, which each say themselves where they are.
 _CHILD = re.compile(r"child\[\d+\]")
@@ -43,7 +45,11 @@ def renamed(found: Mapping[str, Device]) -> dict[str, Device]:
         seen[kind] = seen.get(kind, 0) + 1
 
     def name(value: Any) -> Any:
-        if not isinstance(value, str) or not (match := _NUMBERED.match(value)):
+        if not isinstance(value, str):
+            return value
+        if generated := _GENERATED.fullmatch(value):
+            return "#{}{}".format(*generated.groups())
+        if not (match := _NUMBERED.match(value)):
             return value
         return names.get(match.group(), match.group()) + value[match.end() :]
 
