@@ -66,11 +66,11 @@ class Sameness:
     def resources(self) -> Iterator[Resource]:
         """Yield for a journal what `restore` sets."""
         yield Settings(self.old.migration).resource()
-        yield Screen(self.old.displays).resource()
+        yield Screen.of(self.old.displays).resource()
 
     def restore(self, qemu: Qemu) -> list[str]:
         """Set in the one that has the guest what it could not have before; return what fails."""
-        both = Settings(self.old.migration), Screen(self.old.displays)
+        both = Settings(self.old.migration), Screen.of(self.old.displays)
         try:
             return [text for one in both for text in one.restore(qemu.monitor)]
         except (MonitorError, QmpError, DeadlineError) as error:

@@ -25,15 +25,18 @@ class Screen:
 
     kind = "screen"
 
-    def __init__(self, wanted: Displays) -> None:
-        self._wanted = _addresses(wanted.vnc)
+    def __init__(self, wanted: Sequence[Mapping[str, Any]]) -> None:
+        self._wanted = list(wanted)
+
+    @classmethod
+    def of(cls, displays: Displays) -> Screen:
+        """Return where a QEMU listens."""
+        return cls(_addresses(displays.vnc))
 
     @classmethod
     def read(cls, resource: Resource) -> Screen:
         """Return what a journal has."""
-        made = cls(Displays(vnc=[], spice={}))
-        made._wanted = json.loads(str(resource.facts["addresses"]))
-        return made
+        return cls(json.loads(str(resource.facts["addresses"])))
 
     def resource(self) -> Resource:
         """Return it for a journal."""

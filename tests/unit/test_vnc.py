@@ -45,7 +45,7 @@ class Qmp:
 
 def test_the_new_qemu_listens_where_the_old_one_did() -> None:
     qmp = Qmp(shown())
-    journaled = Screen.read(Screen(BOTH).resource())
+    journaled = Screen.read(Screen.of(BOTH).resource())
     assert journaled.restore(cast("Monitor", qmp)) == []
     address = {"type": "inet", "port": "5901"}
     assert qmp.told == [
@@ -61,15 +61,15 @@ def test_the_new_qemu_listens_where_the_old_one_did() -> None:
 
 def test_one_that_listens_there_is_left_alone() -> None:
     there = Qmp(shown(*reversed(BOTH.vnc[0]["server"])))
-    assert Screen(BOTH).restore(cast("Monitor", there)) == []
+    assert Screen.of(BOTH).restore(cast("Monitor", there)) == []
     by_file = shown(server("/run/v", "", "unix"))
     nowhere = Qmp(shown())
-    assert Screen(by_file).restore(cast("Monitor", nowhere)) == []
+    assert Screen.of(by_file).restore(cast("Monitor", nowhere)) == []
     assert there.told == nowhere.told == []
 
 
 def test_a_port_that_somebody_else_has_is_told() -> None:
-    failed = Screen(BOTH).restore(cast("Monitor", Qmp(shown(), refuses=True)))
+    failed = Screen.of(BOTH).restore(cast("Monitor", Qmp(shown(), refuses=True)))
     assert "Address in use" in failed[0]
 
 
