@@ -50,7 +50,7 @@ def test_an_unknown_release_is_answered_with_the_known_ones() -> None:
     [
         ('old = "10.0"', 'old = "9.0"', "roles: old = '9.0' is none of the releases"),
         ('old = "10.0"', 'older = "10.0"', "roles.older"),
-        ('flavour = "slim"', 'flavour = "fool"', "flavour = 'fool' is none of the flavours"),
+        ('flavour = "full"', 'flavour = "fool"', "flavour = 'fool' is none of the flavours"),
         ("size = 12462", "size = 0", "releases.10.0.debian.files.0.size"),
         ('sha256 = "a426', 'sha256 = "x426', "releases.10.0.debian.files.0.sha256"),
         ('name = "qemu_10.0.13+ds-0', 'name = "../10.0.13+ds-0', "debian.files.0.name"),
