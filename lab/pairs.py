@@ -60,7 +60,7 @@ class PairSession:
         return self.layout.out
 
     def go(self) -> None:
-        """PairAnswer every trial that has no answer; the table is whole after each."""
+        """Answer every trial that has no answer; the table is whole after each."""
         common = self._common()
         with overall("pairs") as told:
             for number, trial in enumerate(self.trials, 1):
