@@ -157,6 +157,11 @@ MAY_DIFFER: tuple[MayDiffer, ...] = (
         ("objects", "*", "properties", "prealloc"),
         "memory that was allocated is there all the same",
     ),
+    MayDiffer(
+        ("objects", "compat_monitor*"),
+        "monitors asked for by -mon and its kin are objects from QEMU 11.1 on",
+        when=_unknown,
+    ),
     MayDiffer(("nodes", "/dev/null"), "nothing is there"),
     MayDiffer(("nodes", "/dev/userfaultfd"), "it is how guest memory arrives"),
     MayDiffer(

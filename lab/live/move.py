@@ -13,85 +13,30 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from lab import mechanisms
 from lab.base import becoming, process
 from lab.base.deadline import Deadline, DeadlineError
-from lab.base.errors import CannotTellError, LabError, PreconditionError
+from lab.base.errors import CannotTellError, LabError
 from lab.base.identity import Who
 from lab.base.layout import Layout, socket_directory
 from lab.base.progress import note
 from lab.base.record import Spare, as_json
-from lab.live import aside, joined, journal, look, outside, preflight, start, trial
+from lab.live import aside, joined, journal, look, planning, start, trial
 from lab.live.aside import Aside, File
 from lab.live.check import Sameness
 from lab.live.journal import Entry, Journal, LiveStep, Owner
-from lab.live.look import Connect, Running
 from lab.live.moved import Moved, tell
 from lab.live.output import Output
-from lab.live.preflight import Preflight
+from lab.live.planning import Plan
 from lab.live.start import CommandLine
-from lab.live.successor import Successor
 from lab.measure import downtime, memory
-from lab.mechanisms import Asked, Mechanism
 from lab.mechanisms.move import Move, move
 from lab.model import Outcome
-from lab.vm.binary import Binary
 from lab.vm.qemu import Qemu, VmFactory, factory
 
 _QUIT_S = 30.0
-
-
-@dataclass(frozen=True)
-class Plan:
-    """One QEMU, what preflight found, and how it will be moved."""
-
-    found: Running
-    seen: Preflight
-    mechanism: Mechanism
-    successor: Successor
-    asked: Asked
-    #: Files that its manager opened for the old QEMU's process, and that no successor has open.
-    own: tuple[Path, ...] = ()
-    #: Where what the old QEMU says ends up, if its manager has a log.
-    log: Path | None = None
-
-
-def plan(
-    what: str,
-    new: Binary,
-    wanted: str,
-    asked: Asked | None = None,
-    connect: Connect = look.connected,
-) -> Plan:
-    """Look at a QEMU; raise PreconditionError with every reason when it cannot be upgraded."""
-    journal.check_free(Who.of(look.find(what)[0]))
-    found = look.look(what, connect)
-    made = preflight.successor(found, new)
-    seen = preflight.examine(found, new, made)
-    chosen = mechanisms.named(seen.best or seen.ways[0].mechanism if wanted == "auto" else wanted)
-    assert chosen is not None
-    way = next(one for one in seen.ways if one.mechanism == chosen.name)
-    reasons = list(way.reasons)
-    if chosen.in_place:
-        reasons.append("it is for guests of the lab's own: nothing could be put aside for it")
-    if reasons:
-        raise PreconditionError(
-            f"process {found.pid} cannot be upgraded by {way.mechanism}: {'; '.join(reasons)}",
-            hint=f"all ways: ./pageflip preflight {what} --new {new.path}",
-        )
-    asked = asked or Asked()
-    mechanisms.check_asked(chosen, asked)
-    if asked.patience_ms is not None and not chosen.rehearses:
-        raise PreconditionError(
-            f"mechanism {chosen.name} does not give up, however long the guest stands still",
-            hint="leave --patience out, or take another mechanism",
-        )
-    return Plan(
-        found, seen, chosen, outside.inheriting(made) if chosen.from_outside else made, asked
-    )
 
 
 class Mover:
@@ -131,15 +76,10 @@ class Mover:
     def one(self, plan: Plan) -> Moved:
         """Upgrade one, and leave whoever has the guest then in peace.
 
-        A new QEMU that is to start where the old one is has to load the guest in memory of its own
-        before.
+        Where a new QEMU that is no good could cost the guest, it is rehearsed before.
         """
-        if plan.mechanism.joins:
-            apart = mechanisms.named(mechanisms.Flip.name)
-            assert apart
-            note(f"process {plan.found.pid}: a rehearsal by {apart.name}, where QEMUs are apart")
-            asked = dataclasses.replace(plan.asked, rehearse=True)
-            rehearsed = self._one(dataclasses.replace(plan, mechanism=apart, asked=asked))
+        if rehearsal := planning.rehearsal(plan):
+            rehearsed = self._one(rehearsal)
             if rehearsed.outcome is not Outcome.REHEARSED:
                 return rehearsed
         return self._one(plan)
@@ -261,6 +201,11 @@ def _successor(
         yield Qemu("new", command, promised, record.directory / "new.log"), lambda: None
         return
     log = record.log("new.log")
+    if plan.asked.rehearse:  # it is never to have the guest, and goes with the lab
+        argv = [*start.as_user(found.pid, "--pdeathsig", "KILL"), *command.argv()]
+        with process.spawned(argv, log=log, cwd=found.cwd) as child:
+            yield Qemu("new", command, child, log), lambda: None
+        return
     argv = [*start.as_user(found.pid), *command.argv()]
     umask = start.umask(found.pid)
     mark = {journal.MARK: str(sockets)}

@@ -15,10 +15,11 @@ from pathlib import Path
 from lab.base.errors import CannotTellError, LabError, PreconditionError
 from lab.base.layout import Layout
 from lab.base.progress import note
-from lab.live import look, move
+from lab.live import look, planning
 from lab.live.look import Running
-from lab.live.move import Mover, Plan
+from lab.live.move import Mover
 from lab.live.moved import Moved
+from lab.live.planning import Plan
 from lab.live.truth.ask import Talks
 from lab.managers import confined
 from lab.managers.base import Manager, new_qemu
@@ -40,7 +41,7 @@ def plan(
     if refused := confined.refusal(guest.pid, new.path):
         raise PreconditionError(f"{guest.name} cannot be upgraded: {refused}")
     connect = functools.partial(_through, manager, guest)
-    return move.plan(str(guest.monitor), new, wanted, asked, connect)
+    return planning.plan(str(guest.monitor), new, wanted, asked, connect)
 
 
 @contextmanager
@@ -69,7 +70,7 @@ def upgrade(
         note(f"{manager.title} is kept away; the guests run on")
         plans = [
             dataclasses.replace(
-                move.plan(str(guest.monitor), programs[guest.name], wanted, asked),
+                planning.plan(str(guest.monitor), programs[guest.name], wanted, asked),
                 own=guest.own,
                 log=guest.log,
             )

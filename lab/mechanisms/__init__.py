@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 from lab.base.errors import PreconditionError, UsageError
 from lab.mechanisms.base import Asked, Mechanism
+from lab.mechanisms.deviceload import DeviceLoad
 from lab.mechanisms.localhost import (
     Copy,
     Flip,
@@ -40,6 +41,7 @@ __all__ = [
     "Copy",
     "CprExec",
     "CprTransfer",
+    "DeviceLoad",
     "Flip",
     "FlipLate",
     "Gift",

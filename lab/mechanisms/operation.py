@@ -10,8 +10,6 @@ both runs the guest at every instant, and until the commit the old one is whole.
 from __future__ import annotations
 
 import os
-import socket
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -19,21 +17,19 @@ from pathlib import Path
 from typing import Any
 
 from lab.base.deadline import Deadline
-from lab.base.errors import CannotTellError, LabError
+from lab.base.errors import LabError
 from lab.base.layout import Layout
 from lab.base.process import Foreign
 from lab.mechanisms.base import Asked, Driven, Look, set_capabilities
-from lab.transplant import blocks, helper, stream
+from lab.transplant import devices, helper, stream
 from lab.transplant.blocks import RamBlock
 from lab.transplant.channel import HelperError
 from lab.transplant.helper import Differing, Helper
 from lab.transplant.taps import StandIns
 from lab.vm import tracelog
-from lab.vm.monitor import QmpError
 from lab.vm.qemu import Qemu
 
 _PAGE = 4096
-_LOAD_S = 30.0
 #: How long the guest may stand still until it is given up, unless asked otherwise (ms).
 _PATIENCE_MS = 2000
 #: What the guest may change while the new QEMU starts is an eighth of its memory, and at least
@@ -43,10 +39,6 @@ _SHARE = 8
 _STDERR = 2
 #: How much of what a new QEMU says is read (bytes).
 _SAID_MOST = 65536
-#: Where QEMU opens a descriptor that it was given with add-fd.
-_FDSET = "/dev/fdset/{}"
-#: Which failure the probe for blockers ends in, when there is none: this descriptor is not there.
-_NOWHERE = "pageflip-nowhere"
 
 
 class Operation(Driven):
@@ -64,7 +56,7 @@ class Operation(Driven):
         self._filtered = False
         self._began = False
         #: What the new QEMU says until the commit (a file in memory).
-        self._words = self._stack.enter_context(_memory_file("pageflip-words"))[0]
+        self._words = self._stack.enter_context(devices.memory_file("pageflip-words"))[0]
         #: By which numbers it gets descriptors with the guest, and by which it has them until then.
         self._places: dict[int, int] = {}
         #: Whether the guest runs: a paused one arrives paused.
@@ -80,8 +72,8 @@ class Operation(Driven):
         The guest runs on, but for the fork itself.
         """
         try:
-            self._check_blockers()
-            self._blocks = blocks.parse(_hmp(self._old, "info ramblock"))
+            devices.check_blockers(self._old)
+            self._blocks = devices.ram_blocks(self._old)
             self._helper = self._started()
             found = self._helper.examine(self._old.pid, self._blocks)
             self._filtered = found.filtered
@@ -148,33 +140,20 @@ class Operation(Driven):
             for told in given.values():
                 monitor.execute("remove-fd", {"fdset-id": told["fdset-id"]})
 
-    def _check_blockers(self) -> None:
-        """Raise when QEMU itself would not migrate this guest, blockers and devices alike.
-
-        It is asked to migrate to a descriptor that it has not got, which it looks at last.
-        """
-        try:
-            self._old.monitor.execute("migrate", {"uri": f"fd:{_NOWHERE}"})
-        except QmpError as error:
-            if _NOWHERE not in error.message:
-                raise
-            return
-        raise CannotTellError("the old QEMU migrates, and was not to")
-
     def finish(self, look: Look, resuming: Look) -> None:
         """Bring the guest over and commit; raises before the commit only."""
         assert self._helper
         self._us["start-us"] = (time.monotonic_ns() - self._begun_ns) // 1000
         look(self._new)
         set_capabilities(self._new, ("events",))
-        theirs = blocks.parse(_hmp(self._new, "info ramblock"))
+        theirs = devices.ram_blocks(self._new)
         with self._timed("handshake-us"):
             self._helper.adopt(theirs)
         self._check_changed(self._helper.count())
         # What has changed so far is brought over now, and once more with the rest when the guest
         # stands still: to write to a page for the first time takes seven times as long.
         self._helper.copy()
-        machine = self._machine()
+        machine = devices.machine(self._old)
         patience = self._asked.patience_ms or _PATIENCE_MS
         deadline = Deadline.after(patience / 1e3, "the guest stands still for the upgrade")
         with self._timed("stop-us"):
@@ -182,14 +161,14 @@ class Operation(Driven):
                 self._stopped = True
                 self._old.monitor.execute("stop", deadline=deadline)
         with self._timed("device-save-us"):
-            state = self._save(deadline)
+            state = devices.save(self._old, deadline, live=True)
         with self._timed("changes-us"):
             _, self._moved = self._helper.copy()
         if self._asked.verify:
             self._verify(self._helper.verify())
         deadline.check()
         with self._timed("device-load-us"):
-            self._load(stream.complete(state, machine, self._blocks), deadline)
+            devices.load(self._new, stream.complete(state, machine, self._blocks), deadline)
         if self._asked.rehearse:
             self.undo()
             self._rehearsed = True
@@ -204,46 +183,6 @@ class Operation(Driven):
                 f"the guest has changed {changed // 2**20} MiB since the fork, and not more than "
                 f"{most // 2**20} MiB are to be in memory twice"
             )
-
-    def _save(self, deadline: Deadline) -> bytes:
-        """Return the old QEMU's device state; its disks are let go (``live``)."""
-        with _memory_file("pageflip-state") as (file, write_only):
-            monitor = self._old.monitor
-            number = monitor.execute_with(write_only, "add-fd", None, deadline)["fdset-id"]
-            try:
-                where = {"filename": _FDSET.format(number), "live": True}
-                monitor.execute("xen-save-devices-state", where, deadline)
-            finally:
-                monitor.execute("remove-fd", {"fdset-id": number})
-            return os.pread(file, os.fstat(file).st_size, 0)
-
-    def _machine(self) -> str:
-        told = self._old.monitor.execute("qom-get", {"path": "/machine", "property": "type"})
-        return str(told).removesuffix("-machine")
-
-    def _load(self, data: bytes, deadline: Deadline) -> None:
-        monitor = self._new.monitor
-        ours, theirs = socket.socketpair()
-        with ours:
-            with theirs:
-                name = {"fdname": "pageflip-stream"}
-                monitor.execute_with(theirs.fileno(), "getfd", name, deadline)
-            monitor.execute("migrate-incoming", {"uri": "fd:pageflip-stream"}, deadline)
-            sender = threading.Thread(target=_send, args=(ours, data), daemon=True)
-            sender.start()
-            monitor.wait_for(
-                lambda event: (
-                    event.name == "MIGRATION" and event.data["status"] in {"completed", "failed"}
-                ),
-                Deadline.after(min(_LOAD_S, deadline.left), "the new QEMU loads the device state"),
-                self._new.alive,
-            )
-        if monitor.last("MIGRATION").data["status"] == "failed":  # type: ignore[union-attr]
-            why = ""
-            with suppress(LabError):  # it ends then
-                why = monitor.execute("query-migrate").get("error-desc", "")
-            said = "; ".join(filter(None, (why, self._new.said())))
-            raise QmpError(f"the new QEMU does not load the device state: {said}")
 
     @staticmethod
     def _verify(found: Sequence[Differing]) -> None:
@@ -341,17 +280,6 @@ class Operation(Driven):
             self._us[name] = (time.monotonic_ns() - begun) // 1000
 
 
-def _send(end: socket.socket, data: bytes) -> None:
-    """Send all of `data`, and nothing more; who does not want it says so in another way."""
-    with suppress(OSError):
-        end.sendall(data)
-        end.shutdown(socket.SHUT_WR)
-
-
-def _hmp(qemu: Qemu, line: str) -> str:
-    return str(qemu.monitor.execute("human-monitor-command", {"command-line": line}))
-
-
 def _told(block: RamBlock, found: Differing | None) -> Mapping[str, Any]:
     """Return what became of a RAM block, as the series' query-migrate tells it."""
     copied = found.different * _PAGE if found else 0
@@ -368,17 +296,3 @@ def _told(block: RamBlock, found: Differing | None) -> Mapping[str, Any]:
         "zero-bytes": 0,
         "untouched-bytes": absent,
     }
-
-
-@contextmanager
-def _memory_file(name: str) -> Iterator[tuple[int, int]]:
-    """Have a file in memory: a descriptor to read and write it, and one that only writes."""
-    file = os.memfd_create(name)
-    try:
-        write_only = os.open(f"/proc/self/fd/{file}", os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            yield file, write_only
-        finally:
-            os.close(write_only)
-    finally:
-        os.close(file)

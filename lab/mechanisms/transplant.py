@@ -17,7 +17,7 @@ from lab.mechanisms.base import Asked, Driven, Mechanism
 from lab.mechanisms.localhost import localhost_blocks, localhost_phases
 from lab.mechanisms.operation import Operation
 from lab.model import Block, Phases
-from lab.transplant import helper
+from lab.transplant import devices, helper
 from lab.vm.binary import Binary
 from lab.vm.qemu import Qemu
 
@@ -31,8 +31,6 @@ _KERNEL = (5, 13)
 _CAP_SYS_PTRACE, _CAP_SYS_ADMIN = 19, 21
 #: In Documentation/admin-guide/LSM/Yama.rst: nobody may trace anybody, until the next boot.
 _NO_ATTACH = "3"
-#: What the old QEMU is asked.
-_COMMANDS = ("xen-save-devices-state", "add-fd", "human-monitor-command")
 
 
 class Transplant(Mechanism):
@@ -47,10 +45,7 @@ class Transplant(Mechanism):
     rehearses = verifies = True
 
     def missing(self, old: Binary, new: Binary) -> str:
-        lacking = [name for name in _COMMANDS if name not in old.commands]
-        if lacking:
-            return f"the old QEMU ({old.version}) has no command {lacking[0]}"
-        return _missing_here()
+        return devices.missing(old) or _missing_here()
 
     def prepare(self, old: Qemu, new: Qemu) -> None:
         """Nothing is to be set in either; the helper is made before the clock runs."""

@@ -3,14 +3,15 @@
 
 ``xen-save-devices-state`` writes the state of all devices and nothing else.  What ``-incoming``
 expects besides is put in front: the machine's name, and a section ``ram`` that says how large the
-RAM blocks are and has no page (docs/devel/migration/main.rst and migration/savevm.c, ram.c in
-QEMU).
+RAM blocks are, and has few pages or none (docs/devel/migration/main.rst and migration/savevm.c,
+ram.c in QEMU).
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from lab.base.errors import CannotTellError
 from lab.transplant.blocks import RamBlock
@@ -22,13 +23,26 @@ _START, _END, _CONFIGURATION, _FOOTER, _EOF = b"\x01", b"\x03", b"\x07", b"\x7e"
 #: QEMU_VM_VMDESCRIPTION, which is for tools that look at a stream in a file.
 _DESCRIPTION, _NOTHING = b"\x06", b"{}"
 #: Of the section ``ram``: its version, and what a page's address may have in its lowest bits.
-_RAM_VERSION, _MEM_SIZE, _RAM_EOS = 4, 0x04, 0x10
+_RAM_VERSION, _MEM_SIZE, _PAGE, _RAM_EOS = 4, 0x04, 0x08, 0x10
 #: No device's section has so high a number.
 _RAM_SECTION = 0x7FFFFFF0
 
 
-def complete(state: bytes, machine: str, blocks: Sequence[RamBlock]) -> bytes:
+@dataclass(frozen=True)
+class RamPage:
+    """A page of guest memory: its block's name, the offset in it, and its 4096 bytes."""
+
+    block: str
+    offset: int
+    data: bytes
+
+
+def complete(
+    state: bytes, machine: str, blocks: Sequence[RamBlock], pages: Sequence[RamPage] = ()
+) -> bytes:
     """Return the stream for the device state of a QEMU with that machine type and RAM blocks.
+
+    Of guest memory it has those `pages`.
 
     Raises CannotTellError when it is no device state, or is cut off.
     """
@@ -39,10 +53,10 @@ def complete(state: bytes, machine: str, blocks: Sequence[RamBlock]) -> bytes:
     name = machine.encode()
     configuration = _CONFIGURATION + struct.pack(">I", len(name)) + name
     description = _DESCRIPTION + struct.pack(">I", len(_NOTHING)) + _NOTHING
-    return _HEAD + configuration + _ram(blocks) + state[len(_HEAD) :] + description
+    return _HEAD + configuration + _ram(blocks, pages) + state[len(_HEAD) :] + description
 
 
-def _ram(blocks: Sequence[RamBlock]) -> bytes:
+def _ram(blocks: Sequence[RamBlock], pages: Sequence[RamPage]) -> bytes:
     section = struct.pack(">I", _RAM_SECTION)
     footer = _FOOTER + section
     end = struct.pack(">Q", _RAM_EOS) + footer
@@ -51,10 +65,14 @@ def _ram(blocks: Sequence[RamBlock]) -> bytes:
         bytes([len(name)]) + name + struct.pack(">Q", used)
         for name, used in ((block.name.encode(), block.used) for block in blocks)
     )
+    contents = b"".join(
+        struct.pack(">QB", page.offset | _PAGE, len(name)) + name + page.data
+        for name, page in ((page.block.encode(), page) for page in pages)
+    )
     return b"".join(
         (
             _START + section + b"\x03ram" + struct.pack(">II", 0, _RAM_VERSION),
             struct.pack(">Q", whole | _MEM_SIZE) + sizes + end,
-            _END + section + end,
+            _END + section + contents + end,
         )
     )

@@ -15,9 +15,9 @@ from lab.base.errors import ExitCode, UsageError
 from lab.base.layout import Layout
 from lab.base.progress import note
 from lab.base.record import as_json, as_json_list
-from lab.live import look, move
-from lab.live.move import Plan
+from lab.live import look, move, planning
 from lab.live.moved import Moved
+from lab.live.planning import Plan
 from lab.managers import upgrade as managed
 from lab.mechanisms import Asked
 from lab.model import VerdictKind
@@ -119,7 +119,7 @@ def _running(given: argparse.Namespace, asked: Asked) -> int:
     _check_different(given.pid)
     layout = Layout.default().into(given.out)
     new = binary.binary_of(layout, given.new)
-    plans = [move.plan(what, new, given.mechanism, asked) for what in given.pid]
+    plans = [planning.plan(what, new, given.mechanism, asked) for what in given.pid]
     if given.dry_run:
         return _show(plans, asked)
     return _tell(given, move.Mover(layout).all(plans, given.at_once), len(plans))

@@ -14,8 +14,7 @@ from lab.base import process
 from lab.base.deadline import Deadline
 from lab.base.layout import Layout
 from lab.guest import images
-from lab.live import look
-from lab.live import move as live
+from lab.live import look, planning
 from lab.live.move import Mover
 from lab.model import Outcome
 from lab.pair import firmware
@@ -149,7 +148,7 @@ class ShellGuests:
 
     def upgrade(self, one: ShellGuest, mechanism: str) -> None:
         """Do what the verb does."""
-        plan = live.plan(str(one.qmp), self.new, mechanism)
+        plan = planning.plan(str(one.qmp), self.new, mechanism)
         moved = Mover(self.layout).one(plan)
         self.assertEqual((moved.outcome, moved.failure), (Outcome.UPGRADED, ""))
         self.assertEqual(moved.differences, [])

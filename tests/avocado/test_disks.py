@@ -12,7 +12,7 @@ from shell import ShellGuest, ShellGuests
 from lab import mechanisms
 from lab.base.deadline import Deadline
 from lab.base.errors import PreconditionError
-from lab.live import move as live
+from lab.live import planning
 from lab.vm.monitor import Monitor
 from lab.workloads.netns import GUEST, HOST, segment
 
@@ -39,7 +39,7 @@ class Disks(ShellGuests, BothQemus, avocado.Test):
     def refused(self, one: ShellGuest, why: str) -> None:
         """Assert that an upgrade is refused with a reason."""
         with self.assertRaisesRegex(PreconditionError, why):
-            live.plan(str(one.qmp), self.new, "flip")
+            planning.plan(str(one.qmp), self.new, "flip")
 
     def plugged(self, mechanism: str) -> None:
         """Disks plugged in on a root port and on a SCSI bus, with an iothread of their own."""

@@ -11,12 +11,12 @@ from bothqemus import BothQemus
 from byhand import ByHand
 from upgrading import Upgrading
 
-from lab import options, pipeline
+from lab import mechanisms, options, pipeline
 from lab.base.errors import CannotTellError, PreconditionError
 from lab.base.layout import Layout
-from lab.live import look
-from lab.live import move as live
+from lab.live import look, planning
 from lab.live.move import Mover
+from lab.measure import integrity
 from lab.model import Outcome
 from lab.vm import binary
 
@@ -100,12 +100,45 @@ class Screen(ByHand, BothQemus, avocado.Test):
             port = _port(pid)
             self.assertEqual(_greeting(port), b"RFB 003.008\n")
             viewer = socket.create_connection(("127.0.0.1", port))
-            (moved,) = Mover(self.layout).all([live.plan(str(pid), self.new, "transplant")], 1)
+            (moved,) = Mover(self.layout).all([planning.plan(str(pid), self.new, "transplant")], 1)
             self.assertEqual((moved.outcome, moved.failure), (Outcome.UPGRADED, ""))
             self.assertEqual(moved.differences, [])
             self.assertEqual(_port(moved.new_pid), port)
             self.assertEqual(_greeting(port), b"RFB 003.008\n")
             viewer.close()
+
+
+class Beforehand(ByHand, BothQemus, avocado.Test):
+    """A running guest that the new QEMU does not load: it is known before anything is lost.
+
+    :avocado: tags=medium,thorough
+    """
+
+    timeout = 600
+
+    def setUp(self) -> None:
+        self.layout = Layout.default().into(Path(self.outputdir))
+        try:
+            self.old = binary.binary_of(self.layout, "debian:13")
+            self.new = binary.binary_of(self.layout, "debian:13-backports")
+        except CannotTellError as error:
+            self.cancel(error.message)
+
+    def test_no_way_back(self) -> None:
+        """By the rehearsal, and by a way that could not go back, which is then not gone."""
+        with self.by_hand() as one:
+            for mechanism, rehearse in (("stop-copy", True), ("postcopy", False)):
+                asked = mechanisms.Asked(rehearse=rehearse)
+                plan = planning.plan(str(one.vm.pid), self.new, mechanism, asked)
+                (moved,) = Mover(self.layout).all([plan], 1)
+                self.assertEqual(
+                    (moved.outcome, moved.mechanism), (Outcome.ROLLED_BACK, "device-load")
+                )
+                self.assertIn("vring.num 1024 exceeds", moved.failure)
+                there = look.look(str(one.qmp))
+                self.assertEqual((there.pid, there.state), (one.vm.pid, "running"))
+                report = integrity.check(one.vm.control, self.touched)
+                self.assertEqual(report.status["bad_pages"], 0, report)
 
 
 def _port(pid: int) -> int:

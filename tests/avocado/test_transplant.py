@@ -27,9 +27,9 @@ from lab.base import process
 from lab.base.deadline import Deadline
 from lab.base.errors import CannotTellError, PreconditionError
 from lab.base.layout import Layout
-from lab.live import look
-from lab.live import move as live
+from lab.live import look, planning
 from lab.live.move import Mover
+from lab.live.moved import Moved
 from lab.measure import integrity
 from lab.mechanisms import operation
 from lab.model import Outcome, Result, VerdictKind
@@ -306,7 +306,7 @@ class Foreign(ByHand, avocado.Test):
         self.prepare(stock, stock)
         self.kill_tracers("-sandbox", _SANDBOX)
 
-    def taken(self, *more: str) -> live.Moved:
+    def taken(self, *more: str) -> Moved:
         """Take a guest, and assert that it is whole, and where it is looked for."""
         with self.by_hand(*more, rate=2**20) as one:
             (moved,) = self.move(one)
@@ -318,10 +318,10 @@ class Foreign(ByHand, avocado.Test):
             self.assertEqual((there.pid, there.binary.version), (moved.new_pid, self.new.version))
         return moved
 
-    def move(self, one: Guest, *, rehearse: bool = False) -> list[live.Moved]:
+    def move(self, one: Guest, *, rehearse: bool = False) -> list[Moved]:
         """Do what the verb does."""
         asked = mechanisms.Asked(rehearse=rehearse, patience_ms=30_000)
-        plan = live.plan(str(one.vm.pid), self.new, "transplant", asked)
+        plan = planning.plan(str(one.vm.pid), self.new, "transplant", asked)
         return Mover(self.layout).all([plan], 1)
 
     def whole(self, _one: Guest, control: Any) -> None:

@@ -15,8 +15,7 @@ from commandlines import ALONE, KINDS, NOT_ALONE, SHARED, Case, case, files, pla
 from lab.base import process
 from lab.base.deadline import Deadline
 from lab.base.errors import CannotTellError, PreconditionError
-from lab.live import compare, look, truth
-from lab.live import move as live
+from lab.live import compare, look, planning, truth
 from lab.live.move import Mover
 from lab.live.moved import Moved
 from lab.live.truth import Truth
@@ -86,7 +85,7 @@ class Generated(BothQemus, avocado.Test):
             try:
                 with self.started(one, directory) as (pid, before):
                     try:
-                        plan = live.plan(str(directory / "main"), self.new, mechanism)
+                        plan = planning.plan(str(directory / "main"), self.new, mechanism)
                     except PreconditionError as error:
                         self.assertRegex(error.message, r"cannot be upgraded by [\w-]+: .|no QMP")
                         self.unchanged(pid, directory, before)
@@ -161,7 +160,7 @@ class Generated(BothQemus, avocado.Test):
             with tempfile.TemporaryDirectory(prefix="case", dir="/var/tmp") as name:
                 directory = Path(name)
                 with self.started(case, directory) as (pid, before):
-                    plan = live.plan(str(directory / "main"), self.new, mechanism)
+                    plan = planning.plan(str(directory / "main"), self.new, mechanism)
                     moved = Mover(self.layout).one(plan)
                     self.assertEqual(moved.outcome, Outcome.ROLLED_BACK, mechanism)
                     self.assertIn("objects io properties poll-max-ns", moved.failure)
@@ -177,12 +176,12 @@ class Generated(BothQemus, avocado.Test):
             ]  # fmt: skip
             process.run(argv)
             try:
-                plan = live.plan(qmp, self.new, "flip")
+                plan = planning.plan(qmp, self.new, "flip")
                 plan.successor.argv.extend(("-chardev", "socket,id=never,path=/nowhere/never"))
                 moved = Mover(self.layout).one(plan)
                 self.assertEqual(moved.outcome, Outcome.ROLLED_BACK)
                 self.assertIn("/nowhere/never", moved.failure)
-                moved = Mover(self.layout).one(live.plan(qmp, self.new, "flip"))
+                moved = Mover(self.layout).one(planning.plan(qmp, self.new, "flip"))
                 self.assertEqual((moved.outcome, moved.differences), (Outcome.UPGRADED, []))
             finally:
                 process.Foreign(int(pid.read_text(encoding="ascii"))).kill()

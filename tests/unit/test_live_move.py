@@ -18,9 +18,10 @@ from lab import cli
 from lab.base import process
 from lab.base.errors import PreconditionError, UsageError
 from lab.base.layout import Layout
-from lab.live import move, start
-from lab.live.move import Mover, Plan
+from lab.live import move, planning, start
+from lab.live.move import Mover
 from lab.live.moved import Moved
+from lab.live.planning import Plan
 from lab.live.start import CommandLine
 from lab.model import Outcome
 from lab.verbs import upgrade
@@ -143,19 +144,19 @@ def test_why_one_cannot_be_upgraded(monkeypatch: pytest.MonkeyPatch, state: Path
         return argparse.Namespace(mechanism=name, reasons=list(reasons))
 
     seen = argparse.Namespace(ways=[way("flip", "blocked: x"), way("gift")], best="gift")
-    monkeypatch.setattr(move.look, "look", lambda *_: Found())
-    monkeypatch.setattr(move.look, "find", lambda _what: (os.getpid(), Path("/run/q")))
-    monkeypatch.setattr(move.preflight, "examine", lambda *_: seen)
-    monkeypatch.setattr(move.preflight, "successor", lambda *_: None)
+    monkeypatch.setattr(planning.look, "look", lambda *_: Found())
+    monkeypatch.setattr(planning.look, "find", lambda _what: (os.getpid(), Path("/run/q")))
+    monkeypatch.setattr(planning.preflight, "examine", lambda *_: seen)
+    monkeypatch.setattr(planning.preflight, "successor", lambda *_: None)
     new = cast("Any", argparse.Namespace(path="/new"))
-    assert move.plan("7", new, "auto").mechanism.name == "gift"
+    assert planning.plan("7", new, "auto").mechanism.name == "gift"
     with pytest.raises(PreconditionError, match="cannot be upgraded by flip: blocked: x"):
-        move.plan("7", new, "flip")
+        planning.plan("7", new, "flip")
     with pytest.raises(UsageError):
-        move.plan("7", new, "walk")
+        planning.plan("7", new, "walk")
     seen.ways.append(way("cpr-exec"))
     with pytest.raises(PreconditionError, match="for guests of the lab's own"):
-        move.plan("7", new, "cpr-exec")
+        planning.plan("7", new, "cpr-exec")
 
 
 @pytest.fixture
@@ -181,7 +182,7 @@ def test_a_process_is_named_once(
 ) -> None:
     """By whatever name, and before anything is built or started."""
     monkeypatch.setattr(upgrade.binary, "binary_of", None)
-    monkeypatch.setattr(move, "plan", None)
+    monkeypatch.setattr(planning, "plan", None)
     pid, socket = running
     for twice in ([pid, pid], [pid, socket], [socket, f"0{pid}"]):
         assert cli.main(["upgrade", "--new", "10.2", "--pid", *twice]) == 2

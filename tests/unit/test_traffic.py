@@ -139,7 +139,7 @@ Change = Callable[[bytes], bytes]
 
 def tcp_server(listener: socket.socket, change: Change, stop: threading.Event) -> None:
     peer, _ = listener.accept()
-    with peer:
+    with peer, suppress(ConnectionResetError):  # who has seen enough hangs up
         total = 0
         while not stop.is_set() and (got := peer.recv(4096)):
             total += len(got)
