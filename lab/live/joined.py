@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from lab.base import process
 from lab.base.deadline import Deadline, DeadlineError
 from lab.base.progress import note
 from lab.host import facts
@@ -27,7 +27,7 @@ def reasons(pid: int) -> Iterator[str]:
     """Yield what the old QEMU would say in ``fallback``, as far as it can be seen from outside."""
     if facts.linux() < _LINUX:
         yield f"two QEMUs in one address space take Linux {_LINUX[0]}.{_LINUX[1]}; take flip"
-    if filtered(Path(f"/proc/{pid}/status").read_text(encoding="utf-8")):
+    if filtered(process.status(pid, "Seccomp")):
         yield "the QEMU's system calls are filtered (-sandbox); take flip"
     if _KSM.exists() and _KSM.read_text(encoding="ascii").strip() == "1":
         yield "the host merges pages (KSM); take flip"
@@ -39,10 +39,9 @@ def reasons(pid: int) -> Iterator[str]:
     yield from crowded(mappings, int(_MAX_MAPPINGS.read_text(encoding="ascii")))
 
 
-def filtered(status: str) -> bool:
-    """Return whether /proc/PID/status tells of filters, or does not tell (proc_pid_status(5))."""
-    told = re.search(r"^Seccomp:\t(\d)$", status, re.MULTILINE)
-    return told is None or told[1] != "0"
+def filtered(mode: str) -> bool:
+    """Return whether the mode that is told (proc_pid_status(5)), if any, is one with filters."""
+    return mode != "0"
 
 
 def crowded(mappings: int, most: int) -> Iterator[str]:

@@ -261,6 +261,8 @@ def _start_reasons(mechanism: Mechanism, found: Running, made: Successor) -> Ite
     else:
         if not mechanism.from_outside and not _is_utf8(made.argv):
             yield "its command line is not UTF-8, and QMP passes nothing else"
+        if not mechanism.from_outside and joined.filtered(process.status(found.pid, "Seccomp")):
+            yield from _forbidden(found.argv)
         lacking = (
             mechanism.missing_for_descriptors(found.binary) if made.passed else "",
             mechanism.missing_for_taps(found.binary) if made.taps else "",
@@ -268,6 +270,13 @@ def _start_reasons(mechanism: Mechanism, found: Running, made: Successor) -> Ite
         yield from dict.fromkeys(filter(None, lacking))
     if mechanism.from_outside and not mechanism.missing(found.binary, found.binary):
         yield from outside.reasons(found)
+
+
+def _forbidden(argv: Sequence[str]) -> Iterator[str]:
+    """Yield which word says that the filter of the old QEMU's system calls forbids to start one."""
+    for text in options(argv, "sandbox"):
+        if values(text).get("spawn") == "deny":
+            yield f"-sandbox {text}: it may start no other QEMU (spawn=upgrade would let it)"
 
 
 def _is_utf8(words: Sequence[str]) -> bool:

@@ -25,7 +25,7 @@ from lab.base import process
 from lab.base.deadline import Deadline, DeadlineError
 from lab.base.errors import CannotTellError, PreconditionError
 from lab.base.files import key_of
-from lab.base.layout import CHECKOUT, Layout, locked
+from lab.base.layout import CHECKOUT, Layout, held, locked
 from lab.base.progress import step
 from lab.workloads.netns import HOST, PREFIX
 
@@ -155,6 +155,7 @@ def bed(
     kept = [CHECKOUT, Path(sys.prefix), Path(sys.base_prefix), layout.cache, directory, *keep]
     with ExitStack() as stack:
         where = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pageflip-bed-")))
+        stack.enter_context(held(where))
         groups = stack.enter_context(_groups())
         told, tell = os.pipe()
         stack.callback(os.close, told)
@@ -276,6 +277,7 @@ def _layer(layout: Layout, packages: Sequence[str]) -> Path:
         with (
             step(f"installing {', '.join(packages)} where only tests see them"),
             tempfile.TemporaryDirectory(prefix="pageflip-bed-") as where,
+            held(Path(where)),
         ):
             argv = [
                 *("unshare", "--mount", "--pid", "--uts", "--ipc", "--fork", "--kill-child", "--"),

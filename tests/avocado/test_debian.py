@@ -5,7 +5,7 @@ Parameters (avocado -p): as in test_upgrade.py.
 """
 
 import avocado
-from upgrading import SECOND_QEMU, Upgrading, kill_new
+from upgrading import SECOND_QEMU, Upgrading
 
 from lab.base.deadline import Deadline
 from lab.model import Outcome, Result, VerdictKind
@@ -53,7 +53,7 @@ class Debian(Upgrading, avocado.Test):
 
         :avocado: tags=thorough
         """
-        result = self.upgrade("flip", 1 + SECOND_QEMU, kill_new, workload="disk")
+        result = self.new_killed("flip", 1 + SECOND_QEMU, workload="disk")
         self.assertEqual(result.outcome, Outcome.ROLLED_BACK)
         self.worked(result, "fio_rounds", "journal_records")
 

@@ -10,7 +10,7 @@ import resource
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -99,7 +99,8 @@ class Faults(Upgrading, avocado.Test):
 
         for number in range(int(self.params.get("rounds", default=3))):
             bad = (stop_new, kill_new, _slow_new)[number % 3]
-            with self.just_before(mechanisms.Flip, limit) as mechanism:
+            waits = nullcontext() if bad is _slow_new else held()
+            with waits, self.just_before(mechanisms.Flip, limit) as mechanism:
                 result = self.upgrade(mechanism, 2.3, bad, dirty_rate="100M", ram="512M")
             self.assertIn(result.outcome, {Outcome.ROLLED_BACK, Outcome.UPGRADED}, number)
             self.assertTrue(bad is _slow_new or result.outcome is Outcome.ROLLED_BACK, number)

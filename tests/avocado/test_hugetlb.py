@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import avocado
-from upgrading import SECOND_QEMU, Upgrading, kill_new
+from upgrading import SECOND_QEMU, Upgrading
 
 from lab import options
 from lab.host import facts
@@ -36,7 +36,7 @@ class Hugetlb(Upgrading, avocado.Test):
     def test_new_qemu_killed(self) -> None:
         """The guest keeps its pages under the old QEMU, and gives none of them up."""
         with self.pool() as pages:
-            result = self.upgrade("flip", 1 + SECOND_QEMU, kill_new, pages="hugetlb")
+            result = self.new_killed("flip", 1 + SECOND_QEMU, pages="hugetlb")
             self.assertEqual(facts.free_huge_pages(), pages)
         self.assertEqual(result.outcome, Outcome.ROLLED_BACK)
         self.assertEqual(result.integrity.bad_pages, 0)

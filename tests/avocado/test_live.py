@@ -128,6 +128,17 @@ class Live(ByHand, BothQemus, avocado.Test):
             self.move(one)
         self.assertIn("blocked: ", str(refused.exception))
 
+    def test_sandboxed(self) -> None:
+        """Who may start no process is not asked to: it is moved in another way."""
+        if "-sandbox" not in process.run([self.old.path, "-help"]).stdout:
+            self.cancel("the old QEMU has no sandbox")
+        with self.by_hand("-sandbox", "on,spawn=deny") as one:
+            with self.assertRaisesRegex(PreconditionError, "may start no other QEMU"):
+                self.move(one, wanted="flip")
+            (moved,) = self.move(one)
+            self.assertNotIn(moved.mechanism, {"flip", "flip-late", "remap"})
+            self.upgraded(one, moved)
+
     def test_the_one_that_does_not_move_is_the_last(self) -> None:
         """Of three the second one's new QEMU cannot start; the third is not begun."""
         with ExitStack() as stack:

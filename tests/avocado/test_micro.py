@@ -6,7 +6,7 @@ limit_pause_ms (120000: a guest that is stuck).
 """
 
 import avocado
-from upgrading import SECOND_QEMU, Upgrading, held, kill_new
+from upgrading import SECOND_QEMU, Upgrading, held
 
 from lab.base.deadline import Deadline
 from lab.model import Outcome, Result, VerdictKind
@@ -42,7 +42,7 @@ class Micro(Upgrading, avocado.Test):
     def test_new_qemu_killed(self) -> None:
         """Whatever becomes of the new QEMU: the guest goes on where it was."""
         for mechanism in ("flip", "flip-late", "gift"):
-            self.rolled_back(self.upgrade(mechanism, 2.3, kill_new))
+            self.rolled_back(self.new_killed(mechanism, 2.3))
 
     def test_held_while_the_guest_writes(self) -> None:
         """A new QEMU is given up when the guest has changed too much."""

@@ -7,7 +7,7 @@ Parameters (avocado -p): as in test_upgrade.py.
 from unittest import mock
 
 import avocado
-from upgrading import SECOND_QEMU, Upgrading, kill_new
+from upgrading import SECOND_QEMU, Upgrading
 
 from lab.base.deadline import Deadline
 from lab.mechanisms import Asked, Precopy
@@ -72,7 +72,7 @@ class Network(Upgrading, avocado.Test):
     def test_new_qemu_killed(self) -> None:
         """The connection stays where the guest stays."""
         for mechanism, pair in (("flip", {}), ("transplant", _STOCK)):
-            result = self.upgrade(mechanism, 2.3, kill_new, workload="network", **pair)
+            result = self.new_killed(mechanism, 2.3, workload="network", **pair)
             self.assertEqual(result.outcome, Outcome.ROLLED_BACK)
             self.assertEqual(self.found(result).problems, [])
 

@@ -6,7 +6,7 @@ limit_pause_ms (120000: a guest that is stuck).
 """
 
 import avocado
-from upgrading import SECOND_QEMU, Upgrading, kill_new
+from upgrading import SECOND_QEMU, Upgrading
 
 from lab import options
 from lab.base.deadline import Deadline
@@ -51,7 +51,7 @@ class Upgrade(Upgrading, avocado.Test):
         :avocado: tags=fault
         """
         for mechanism in ("flip", "flip-late"):
-            result = self.upgrade(mechanism, 1 + SECOND_QEMU, kill_new)
+            result = self.new_killed(mechanism, 1 + SECOND_QEMU)
             self.assertEqual(result.outcome, Outcome.ROLLED_BACK, result.reasons)
             self.assertIn("killed by signal 9", " ".join(result.reasons))
             self.assertEqual(result.integrity.bad_pages, 0)
@@ -161,7 +161,7 @@ class Upgrade(Upgrading, avocado.Test):
 
         :avocado: tags=fault
         """
-        result = self.upgrade("gift", 1 + SECOND_QEMU, kill_new)
+        result = self.new_killed("gift", 1 + SECOND_QEMU)
         self.assertEqual(result.outcome, Outcome.ROLLED_BACK, result.reasons)
         self.assertEqual(result.verdict, VerdictKind.FAIL)
         self.assertEqual(result.integrity.bad_pages, 0)

@@ -12,9 +12,9 @@ from lab.live import joined
 
 
 def test_filters_and_what_is_not_told_stand_against_it() -> None:
-    assert not joined.filtered("Name:\tqemu\nSeccomp:\t0\nSeccomp_filters:\t0\n")
-    assert joined.filtered("Name:\tqemu\nSeccomp:\t2\nSeccomp_filters:\t1\n")
-    assert joined.filtered("Name:\tqemu\n")
+    assert not joined.filtered("0")
+    assert joined.filtered("2")
+    assert joined.filtered("")  # this kernel does not tell
 
 
 def test_so_do_mappings_if_there_are_too_many() -> None:

@@ -101,6 +101,21 @@ def test_an_ordinary_guest() -> None:
     assert "private (pc.ram)" in ways["cpr-transfer"].reasons[0]
 
 
+def test_who_may_start_no_process_is_not_asked_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its sandbox; whoever starts the new QEMU himself may."""
+    denied = qemu("-sandbox", "on,elevateprivileges=deny,spawn=deny")
+    for filtered in (True, False):
+        monkeypatch.setattr(preflight.joined, "filtered", lambda _mode, told=filtered: told)
+        ways = {way.mechanism: way for way in examined(denied).ways}
+        for name in ("flip", "flip-late", "remap"):
+            said = [one for one in ways[name].reasons if "may start no other QEMU" in one]
+            assert bool(said) is filtered, name
+        assert ways["gift"].possible
+        assert ways["precopy"].possible
+        assert "flip" in possible(qemu("-sandbox", "on,spawn=upgrade"))
+        assert "flip" in possible(qemu("-sandbox", "on"))
+
+
 def test_a_guest_on_shared_memory() -> None:
     assert "flip" not in possible(qemu(share=True))
     assert {"handover", "gift"} <= possible(qemu(share=True))
