@@ -6,13 +6,17 @@ to sockets by their names, and the new QEMU finds another listener there.
 """
 
 import dataclasses
+import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from lab.base.layout import socket_directory
 from lab.guest import images
+from lab.live import look, planning
+from lab.live.move import Mover
 from lab.measure import integrity
+from lab.model import Outcome
 from lab.pair import firmware
 from lab.vm import boards
 from lab.vm.agent import Control, Heart, agent_lines
@@ -20,6 +24,8 @@ from lab.vm.cmdline import Backing, Machine
 from lab.vm.qemu import Vm, factory
 
 MIB = 2**20
+#: What a VNC server says first.
+_RFB = b"RFB 003.008\n"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,3 +99,33 @@ class ByHand:
                 agent_lines(vm.machine.control, vm.machine.heartbeat)
             )
             yield Guest(vm, control, heart)
+
+    def screen_follows(self, mechanism: str) -> None:
+        """Upgrade a guest with its screen on a port: it is reached there again, by its viewer too.
+
+        The old QEMU looks for a port that is free; the new one has the one that was found.
+        """
+        with self.by_hand("-vnc", "127.0.0.1:0,to=99") as one:
+            port = _vnc_port(one.vm.pid)
+            self.assertEqual(_greeting(port), _RFB)
+            with socket.create_connection(("127.0.0.1", port)):
+                plan = planning.plan(str(one.vm.pid), self.new, mechanism)
+                (moved,) = Mover(self.layout).all([plan], 1)
+                self.assertEqual((moved.outcome, moved.failure), (Outcome.UPGRADED, ""))
+                self.assertEqual(moved.differences, [])
+                self.assertEqual(_vnc_port(moved.new_pid), port)
+                self.assertEqual(_greeting(port), _RFB)
+
+
+def _vnc_port(pid: int) -> int:
+    """Return the one TCP port that a QEMU listens on."""
+    found = look.look(str(pid)).truth
+    assert found
+    (where,) = [one.address for one in found.listeners if one.kind == "tcp"]
+    return int(where.rpartition(":")[2])
+
+
+def _greeting(port: int) -> bytes:
+    """Return what a VNC server says first (RFC 6143, 7.1.1)."""
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as there:
+        return there.recv(12)

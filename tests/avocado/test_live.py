@@ -130,7 +130,7 @@ class Live(ByHand, BothQemus, avocado.Test):
 
     def test_sandboxed(self) -> None:
         """Who may start no process is not asked to: it is moved in another way."""
-        if "-sandbox" not in process.run([self.old.path, "-help"]).stdout:
+        if "libseccomp" not in process.run(["ldd", self.old.path]).stdout:
             self.cancel("the old QEMU has no sandbox")
         with self.by_hand("-sandbox", "on,spawn=deny") as one:
             with self.assertRaisesRegex(PreconditionError, "may start no other QEMU"):
@@ -138,6 +138,12 @@ class Live(ByHand, BothQemus, avocado.Test):
             (moved,) = self.move(one)
             self.assertNotIn(moved.mechanism, {"flip", "flip-late", "remap"})
             self.upgraded(one, moved)
+
+    def test_screen(self) -> None:
+        """On a TCP port, which two QEMUs cannot both listen on."""
+        if "query-vnc" not in self.old.commands & self.new.commands:
+            self.cancel("one of the QEMUs has no VNC")
+        self.screen_follows("flip")
 
     def test_the_one_that_does_not_move_is_the_last(self) -> None:
         """Of three the second one's new QEMU cannot start; the third is not begun."""

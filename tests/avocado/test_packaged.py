@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import socket
 from pathlib import Path
 
 import avocado
@@ -78,7 +77,7 @@ class Packaged(Upgrading, avocado.Test):
 
 
 class Screen(ByHand, BothQemus, avocado.Test):
-    """The guest's screen, by VNC on a port, which the lab's own builds of the pair have none of.
+    """The guest's screen, by VNC on a port, which QEMU 7.2 cannot be told of as later ones can.
 
     :avocado: tags=medium,thorough
     """
@@ -95,17 +94,7 @@ class Screen(ByHand, BothQemus, avocado.Test):
 
     def test_vnc(self) -> None:
         """The new QEMU is reached where the old one was, at the port that this one had found."""
-        with self.by_hand("-vnc", "127.0.0.1:0,to=99") as one:
-            pid = one.vm.pid
-            port = _port(pid)
-            self.assertEqual(_greeting(port), b"RFB 003.008\n")
-            viewer = socket.create_connection(("127.0.0.1", port))
-            (moved,) = Mover(self.layout).all([planning.plan(str(pid), self.new, "transplant")], 1)
-            self.assertEqual((moved.outcome, moved.failure), (Outcome.UPGRADED, ""))
-            self.assertEqual(moved.differences, [])
-            self.assertEqual(_port(moved.new_pid), port)
-            self.assertEqual(_greeting(port), b"RFB 003.008\n")
-            viewer.close()
+        self.screen_follows("transplant")
 
 
 class Beforehand(ByHand, BothQemus, avocado.Test):
@@ -139,17 +128,3 @@ class Beforehand(ByHand, BothQemus, avocado.Test):
                 self.assertEqual((there.pid, there.state), (one.vm.pid, "running"))
                 report = integrity.check(one.vm.control, self.touched)
                 self.assertEqual(report.status["bad_pages"], 0, report)
-
-
-def _port(pid: int) -> int:
-    """Return the one TCP port that a QEMU listens on."""
-    found = look.look(str(pid)).truth
-    assert found
-    (where,) = [one.address for one in found.listeners if one.kind == "tcp"]
-    return int(where.rpartition(":")[2])
-
-
-def _greeting(port: int) -> bytes:
-    """Return what a VNC server says first (RFC 6143, 7.1.1)."""
-    with socket.create_connection(("127.0.0.1", port), timeout=30) as there:
-        return there.recv(12)
