@@ -32,6 +32,7 @@ from lab.live.output import Output
 from lab.live.planning import Plan
 from lab.live.start import CommandLine
 from lab.measure import downtime, memory
+from lab.mechanisms import calloff
 from lab.mechanisms.move import Move, move
 from lab.model import Outcome
 from lab.vm.qemu import Qemu, VmFactory, factory
@@ -45,7 +46,8 @@ class Mover:
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
         self._stop = threading.Event()
-        self._on_their_way: set[Qemu] = set()
+        #: What calls each off.
+        self._on_their_way: dict[Qemu, Callable[[], bool]] = {}
 
     def all(self, plans: Sequence[Plan], at_once: int) -> list[Moved]:
         """Upgrade all of them; the list returned leaves out those that were not started."""
@@ -54,9 +56,9 @@ class Mover:
                 found = list(pool.map(self._next, plans))
             except KeyboardInterrupt:  # those on their way go back, and no other one is started
                 self._stop.set()
-                for qemu in list(self._on_their_way):
+                for call_off in list(self._on_their_way.values()):
                     with suppress(LabError):
-                        qemu.monitor.execute("migrate_cancel")
+                        call_off()
                 raise
         return [one for one in found if one]
 
@@ -132,15 +134,13 @@ class Mover:
             if not plan.mechanism.inherits:
                 book.write(new=Who.of(new.pid))
             book.write(LiveStep.MOVING, runs=Owner.EITHER)
-            self._on_their_way.add(old)
             try:
-                result = _move(vms, plan, old, new, record, check, files, book)
+                with self._under_way(plan, old, new):
+                    result = _move(vms, plan, old, new, record, check, files, book)
             except BaseException:
                 keep()
                 files.leave()
                 raise
-            finally:
-                self._on_their_way.discard(old)
             if result.outcome is Outcome.UPGRADED:
                 keep()
                 book.write(LiveStep.SETTLING, runs=Owner.NEW, new=Who.of(new.pid))
@@ -158,6 +158,16 @@ class Mover:
                 keep()
                 files.leave()
         return result
+
+    @contextmanager
+    def _under_way(self, plan: Plan, old: Qemu, new: Qemu) -> Iterator[None]:
+        """Let a move be called off for as long as the block lasts."""
+        how = functools.partial(calloff.call_off, plan.mechanism, old, new, plan.found.state)
+        self._on_their_way[old] = how
+        try:
+            yield
+        finally:
+            del self._on_their_way[old]
 
 
 def _own(plan: Plan) -> Iterator[Path]:

@@ -26,6 +26,7 @@ from lab.live.check import Settings
 from lab.live.decision import Action, Has, decide, new_has, old_has
 from lab.live.journal import Entry, Journal, LiveStep, Owner, Resource
 from lab.live.vnc import Screen
+from lab.mechanisms import calloff
 from lab.model import Model
 from lab.vm.monitor import Monitor, MonitorError, QmpError, monitor
 
@@ -241,6 +242,10 @@ class _Recovery:
         if action is Action.RUN_OLD:
             new.end()
         half = new if action is Action.RUN_NEW else old
+        if action is Action.CANCEL and self.entry.ran and new.has is Has.WAITS:
+            with suppress(MonitorError, QmpError, DeadlineError), new.connected() as qmp:
+                if not calloff.held_back(qmp):
+                    return
         if action is Action.RUN_NEW:
             self.book.write(LiveStep.RESUMING)
         with suppress(MonitorError, QmpError, DeadlineError), half.connected() as qmp:

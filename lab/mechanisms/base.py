@@ -75,6 +75,9 @@ class Mechanism(abc.ABC):
     in_place: ClassVar[bool] = False
     #: Whether the guest resumes by itself.
     resumes: ClassVar[bool] = True
+    #: Whether the new QEMU runs the guest only when the old one cannot go back any more: the move
+    #: may be cancelled at any time.
+    commits: ClassVar[bool] = False
     #: Whether it can be rehearsed, verified, and told how long the guest may wait (`Asked`).
     rehearses: ClassVar[bool] = False
     verifies: ClassVar[bool] = False

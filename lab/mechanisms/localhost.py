@@ -20,6 +20,7 @@ class Localhost(Mechanism):
 
     #: The best mechanism that is allowed, as localhost-migrate calls it.
     best: ClassVar[str]
+    commits = True
     rehearses = verifies = True
 
     def missing(self, old: Binary, new: Binary) -> str:

@@ -203,8 +203,8 @@ def _wait(
 
 
 def _resume(new: Qemu, mechanism: Mechanism, state: str, resuming: Look) -> None:
-    """Tell the new QEMU to run the guest that has arrived, if it does not by itself."""
-    if not mechanism.resumes and state == _RUNNING:
+    """Tell the new QEMU to run the guest, if it does not by itself or was held back (`calloff`)."""
+    if state == _RUNNING and (not mechanism.resumes or new.state() in _STANDING):
         resuming(new)
         new.monitor.execute("cont")
 

@@ -42,6 +42,7 @@ class Transplant(Mechanism):
     inherits = True
     from_outside = True
     resumes = False
+    commits = True
     rehearses = verifies = True
 
     def missing(self, old: Binary, new: Binary) -> str:

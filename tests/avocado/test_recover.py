@@ -291,9 +291,10 @@ class Killed(avocado.Test):
         self.killed(int(self.params.get("kills", default=100)))
 
     def test_interrupted(self) -> None:
-        """Ctrl-C at any time: the lab itself leaves nothing."""
+        """Ctrl-C at any time: the lab itself leaves nothing.  -p interrupts=N, mechanism=NAME."""
+        only = self.params.get("mechanism", default="")
         for number in range(int(self.params.get("interrupts", default=6))):
-            mechanism = _MECHANISMS[number % len(_MECHANISMS)]
+            mechanism = only or _MECHANISMS[number % len(_MECHANISMS)]
             with self.guest() as one:
                 before = one.state()
                 status, said = self.upgrade(one, mechanism, self.at_random(signal.SIGINT))
