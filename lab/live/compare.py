@@ -19,6 +19,8 @@ from lab.live.truth.model import Node, OpenFile, Truth
 Place = tuple[str, ...]
 _MISSING = "missing"
 _PROPERTY = ("devices", "*", "properties", "*")
+#: How QEMU calls monitors that are objects.
+_MONITORS = frozenset({"monitor-qmp", "monitor-hmp"})
 _OBJECT_PROPERTY = ("objects", "*", "properties", "*")
 
 
@@ -95,6 +97,18 @@ def _of_the_board(_rule: MayDiffer, seen: Divergence) -> bool:
     return seen.versions_differ and len(there) == 1 and not there[0].asked
 
 
+def _monitor_of_one(_rule: MayDiffer, seen: Divergence) -> bool:
+    """A monitor, of two different versions of which one has monitors among its objects."""
+    types = [{one.type for one in truth.objects.values()} for truth in (seen.old, seen.new)]
+    mine = {truth.objects[seen.place[1]].type for truth in (seen.old, seen.new)
+            if seen.place[1] in truth.objects}  # fmt: skip
+    return (
+        seen.versions_differ
+        and mine <= _MONITORS
+        and bool(types[0] & _MONITORS) is not bool(types[1] & _MONITORS)
+    )
+
+
 MAY_DIFFER: tuple[MayDiffer, ...] = (
     MayDiffer(("version",), "it is what the upgrade is for"),
     MayDiffer(("pid",), "it is another process"),
@@ -158,9 +172,9 @@ MAY_DIFFER: tuple[MayDiffer, ...] = (
         "memory that was allocated is there all the same",
     ),
     MayDiffer(
-        ("objects", "compat_monitor*"),
-        "monitors asked for by -mon and its kin are objects from QEMU 11.1 on",
-        when=_unknown,
+        ("objects", "*"),
+        "monitors are objects from QEMU 11.1 on",
+        when=_monitor_of_one,
     ),
     MayDiffer(("nodes", "/dev/null"), "nothing is there"),
     MayDiffer(("nodes", "/dev/userfaultfd"), "it is how guest memory arrives"),

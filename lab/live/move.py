@@ -82,7 +82,7 @@ class Mover:
         """
         if rehearsal := planning.rehearsal(plan):
             rehearsed = self._one(rehearsal)
-            if rehearsed.outcome is not Outcome.REHEARSED:
+            if rehearsed.outcome is not Outcome.REHEARSED or self._stop.is_set():
                 return rehearsed
         return self._one(plan)
 
@@ -210,15 +210,14 @@ def _successor(
         promised = becoming.ChildOf(found.pid, helpers)
         yield Qemu("new", command, promised, record.directory / "new.log"), lambda: None
         return
-    log = record.log("new.log")
+    log, mark = record.log("new.log"), {journal.MARK: str(sockets)}
     if plan.asked.rehearse:  # it is never to have the guest, and goes with the lab
         argv = [*start.as_user(found.pid, "--pdeathsig", "KILL"), *command.argv()]
-        with process.spawned(argv, log=log, cwd=found.cwd) as child:
+        with process.spawned(argv, log=log, cwd=found.cwd, env=mark) as child:
             yield Qemu("new", command, child, log), lambda: None
         return
     argv = [*start.as_user(found.pid), *command.argv()]
     umask = start.umask(found.pid)
-    mark = {journal.MARK: str(sockets)}
     with process.lent(argv, log=log, cwd=found.cwd, umask=umask, env=mark) as lent:
         yield Qemu("new", command, lent.process, log), lent.keep
 

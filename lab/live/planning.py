@@ -51,21 +51,22 @@ def plan(
     reasons = list(way.reasons)
     if chosen.in_place:
         reasons.append("it is for guests of the lab's own: nothing could be put aside for it")
-    asked = asked or Asked()
-    if asked.rehearse and not chosen.rehearses:
-        chosen = mechanisms.DeviceLoad()
-        reasons += filter(None, [chosen.missing(found.binary, new)])
-    if reasons:
-        raise PreconditionError(
-            f"process {found.pid} cannot be upgraded by {way.mechanism}: {'; '.join(reasons)}",
-            hint=f"all ways: ./pageflip preflight {what} --new {new.path}",
-        )
-    mechanisms.check_asked(chosen, asked)
+    asked, what_is = asked or Asked(), "upgraded"
     if asked.patience_ms is not None and not chosen.rehearses:
         raise PreconditionError(
             f"mechanism {chosen.name} does not give up, however long the guest stands still",
             hint="leave --patience out, or take another mechanism",
         )
+    if asked.rehearse and not chosen.rehearses:
+        chosen, what_is = mechanisms.DeviceLoad(), "rehearsed"
+        reasons += filter(None, [chosen.missing(found.binary, new)])
+        reasons += (f"{path} is the memory of both" for path in preflight.shared_files(found))
+    if reasons:
+        raise PreconditionError(
+            f"process {found.pid} cannot be {what_is} by {way.mechanism}: {'; '.join(reasons)}",
+            hint=f"all ways: ./pageflip preflight {what} --new {new.path}",
+        )
+    mechanisms.check_asked(chosen, asked)
     return Plan(
         found, seen, chosen, outside.inheriting(made) if chosen.from_outside else made, asked
     )

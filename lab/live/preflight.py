@@ -309,8 +309,23 @@ def _memory_reasons(mechanism: Mechanism, found: Running) -> Iterator[str]:
         yield "guest RAM is in no file that another QEMU could open"
     if isinstance(mechanism, Localhost) and (files := _private_files(found)):
         yield f"guest RAM is a private mapping of a file ({', '.join(files)})"
+    if wants is Backing.PRIVATE and (files := shared_files(found)):
+        yield (
+            f"guest RAM is a file that the new QEMU maps as well ({', '.join(files)}): what is "
+            "copied would be written over what the guest has written since; take ignore-shared"
+        )
     if mechanism.inherits and shared and not private:
         yield "guest RAM is shared memory; take handover"
+
+
+def shared_files(found: Running) -> list[str]:
+    """Return the files that guest RAM is mapped from with share=on, and that have a name."""
+    paths = [
+        str(one.properties.get("mem-path", ""))
+        for one in (found.truth.objects.values() if found.truth else ())
+        if one.type == "memory-backend-file" and one.properties.get("share")
+    ]
+    return [path for path in paths if Path(path).is_file()]
 
 
 def _private_files(found: Running) -> list[str]:

@@ -26,7 +26,7 @@ from lab.live.check import Settings
 from lab.live.decision import Action, Has, decide, new_has, old_has
 from lab.live.journal import Entry, Journal, LiveStep, Owner, Resource
 from lab.live.vnc import Screen
-from lab.mechanisms import calloff
+from lab.mechanisms import DeviceLoad, calloff
 from lab.model import Model
 from lab.vm.monitor import Monitor, MonitorError, QmpError, monitor
 
@@ -205,6 +205,9 @@ class _Recovery:
 
         old = _Half(Owner.OLD, [one for one in (self.entry.old,) if one.there], names(Owner.OLD))
         new = _Half(Owner.NEW, list(dict.fromkeys([*known, *found])), names(Owner.NEW))
+        if self.entry.mechanism == DeviceLoad.name:  # it has devices, and no guest
+            new.end()
+            new.who = []
         old.look()
         new.look()
         before = old.has

@@ -16,7 +16,7 @@ from typing import Any
 from lab.base.deadline import Deadline
 from lab.base.process import Foreign
 from lab.mechanisms.base import Asked, Driven, Look, Mechanism, set_capabilities
-from lab.transplant import devices, lowmem, stream
+from lab.transplant import devices, guestmem, stream
 from lab.vm.binary import Binary
 from lab.vm.qemu import Qemu
 
@@ -59,7 +59,7 @@ class _Loading(Driven):
         set_capabilities(self._new, ("events", "late-block-activate"))
         self._new.monitor.execute("migrate-set-parameters", {"announce-rounds": 0})
         machine, blocks = devices.machine(self._old), devices.ram_blocks(self._old)
-        pages = lowmem.read(self._old, blocks)
+        pages = guestmem.read(self._old, blocks)
         with self._timed("device-save-us"):
             deadline = Deadline.after(_SAVE_S, "the device state is saved and loaded")
             state = devices.save(self._old, deadline, live=False)
@@ -85,5 +85,7 @@ class _Loading(Driven):
     @contextmanager
     def _timed(self, name: str) -> Iterator[None]:
         begun = time.monotonic_ns()
-        yield
-        self._us[name] = (time.monotonic_ns() - begun) // 1000
+        try:
+            yield
+        finally:
+            self._us[name] = (time.monotonic_ns() - begun) // 1000

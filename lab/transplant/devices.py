@@ -20,6 +20,11 @@ from lab.vm.qemu import Qemu
 #: What the old QEMU is asked.
 _COMMANDS = ("xen-save-devices-state", "add-fd", "human-monitor-command")
 _LOAD_S = 30.0
+#: Capabilities and the mode (MigMode) of migrations to more, or to other things, than a descriptor.
+_MORE_CHANNELS = frozenset({"multifd", "postcopy-preempt", "mapped-ram"})
+_NORMAL = "normal"
+#: The RunState (QAPI) of a guest whose state is being saved.
+_SAVING = "save-vm"
 #: Where QEMU opens a descriptor that it was given with add-fd.
 _FDSET = "/dev/fdset/{}"
 #: Which failure the probe for blockers ends in, when there is none: this descriptor is not there.
@@ -37,13 +42,38 @@ def check_blockers(qemu: Qemu) -> None:
 
     It is asked to migrate to a descriptor that it has not got, which it looks at last.
     """
-    try:
-        qemu.monitor.execute("migrate", {"uri": f"fd:{_NOWHERE}"})
-    except QmpError as error:
-        if _NOWHERE not in error.message:
-            raise
-        return
+    with _one_channel(qemu):
+        try:
+            qemu.monitor.execute("migrate", {"uri": f"fd:{_NOWHERE}"})
+        except QmpError as error:
+            if _NOWHERE not in error.message:
+                raise
+            return
     raise CannotTellError(f"the {qemu.name} QEMU migrates, and was not to")
+
+
+@contextmanager
+def _one_channel(qemu: Qemu) -> Iterator[None]:
+    """Let no migration be asked for that one descriptor is not enough for; others are set again."""
+    told = qemu.monitor.execute("query-migrate-capabilities")
+    off = [
+        {"capability": one["capability"], "state": False}
+        for one in told
+        if one["state"] and one["capability"] in _MORE_CHANNELS
+    ]
+    mode = qemu.monitor.execute("query-migrate-parameters").get("mode", _NORMAL)
+    if off:
+        qemu.monitor.execute("migrate-set-capabilities", {"capabilities": off})
+    if mode != _NORMAL:
+        qemu.monitor.execute("migrate-set-parameters", {"mode": _NORMAL})
+    try:
+        yield
+    finally:
+        if mode != _NORMAL:
+            qemu.monitor.execute("migrate-set-parameters", {"mode": mode})
+        if off:
+            on = [{**one, "state": True} for one in off]
+            qemu.monitor.execute("migrate-set-capabilities", {"capabilities": on})
 
 
 def ram_blocks(qemu: Qemu) -> list[RamBlock]:
@@ -74,6 +104,8 @@ def save(old: Qemu, deadline: Deadline, *, live: bool) -> bytes:
         try:
             where = {"filename": _FDSET.format(number), "live": live}
             monitor.execute("xen-save-devices-state", where, deadline)
+            if old.state() == _SAVING:  # one that sleeps (S3) is not set going again
+                monitor.execute("cont", deadline=deadline)
         finally:
             monitor.execute("remove-fd", {"fdset-id": number})
         return os.pread(file, os.fstat(file).st_size, 0)

@@ -9,7 +9,7 @@ import pytest
 from made_truth import DISK, block, device, disk_node, drive, file_node, truth
 
 from lab.live import compare
-from lab.live.truth.model import Bitmap, Chardev, Listener, Migration, OpenFile, Truth
+from lab.live.truth.model import Bitmap, Chardev, Device, Listener, Migration, OpenFile, Truth
 
 OTHER = OpenFile(device=1, inode=8, name="/images/other.qcow2")
 LIMITED = {"bps": 1000, "group": "d0"}
@@ -166,3 +166,22 @@ def test_a_tray_is_where_the_guest_left_it() -> None:
 
 def test_every_rule_has_a_reason() -> None:
     assert all(rule.why for rule in compare.MAY_DIFFER)
+
+
+def test_monitors_that_only_one_version_has_as_objects() -> None:
+    """By whatever name; where both have them, each is missed."""
+    monitors = {
+        "monitor": Device(type="monitor-qmp", properties={"a": 1}),
+        "compat_monitor0": Device(type="monitor-hmp", properties={}),
+    }
+    mine = truth().objects
+    assert found(truth(), new(objects={**mine, **monitors})) == []
+    assert found(truth(objects={**mine, **monitors}), new()) == []
+    (said,) = found(
+        truth(objects={**mine, **monitors}),
+        new(objects={**mine, "monitor": monitors["monitor"]}),
+    )
+    assert said.startswith("objects compat_monitor0: ")
+    assert found(truth(), truth(objects={**mine, **monitors}, pid=2))
+    other = {"monitor": Device(type="rng-random", properties={})}
+    assert found(truth(), new(objects={**mine, **other}))

@@ -75,6 +75,25 @@ def test_who_cannot_be_talked_to_is_the_last() -> None:
     assert mover.begun == [1, 2]
 
 
+@pytest.mark.parametrize("stopped", [False, True])
+def test_what_is_interrupted_while_it_is_rehearsed_is_not_begun(
+    monkeypatch: pytest.MonkeyPatch, stopped: bool
+) -> None:
+    mover = Mover(cast("Layout", None))
+    begun: list[str] = []
+
+    def one(plan: str) -> Moved:
+        begun.append(plan)
+        if stopped:
+            mover._stop.set()  # Ctrl-C, or another guest that did not move
+        return moved(1, Outcome.REHEARSED)
+
+    monkeypatch.setattr(mover, "_one", one)
+    monkeypatch.setattr(planning, "rehearsal", lambda plan: f"rehearse {plan}")
+    mover.one(cast("Plan", "it"))
+    assert begun == ["rehearse it", "it"][: 1 if stopped else 2]
+
+
 @pytest.mark.parametrize("outcome", [Outcome.LOST, Outcome.DOUBLED])
 def test_a_loss_is_called_one(outcome: Outcome, capsys: pytest.CaptureFixture[str]) -> None:
     Movers(outcome).all(PLANS, 1)

@@ -442,3 +442,19 @@ def test_memory_in_a_private_file(tmp_path: Path) -> None:
     found = dataclasses.replace(qemu(), truth=truth(objects=objects, listeners=[]))
     assert possible(found) == {"postcopy", "precopy", "multifd", "stop-copy"}
     assert facts.filesystem(Path("/proc/self")) == "proc"
+
+
+def test_memory_in_a_file_that_both_have(tmp_path: Path) -> None:
+    """What is copied from a page arrives in that page, later: only what leaves it alone will do.
+
+    Of a directory each QEMU has a file of its own.
+    """
+    (file := tmp_path / "ram").touch()
+    copying = {"postcopy", "precopy", "multifd", "stop-copy", "gift", "copy", "transplant"}
+    for path, able in ((file, False), (tmp_path, True)):
+        memory = {"mem-path": str(path), "share": True}
+        objects = {"pc.ram": Device(type="memory-backend-file", properties=memory)}
+        found = qemu("-object", "memory-backend-file,id=pc.ram", share=True, aux=True)
+        found = dataclasses.replace(found, truth=truth(objects=objects, listeners=[]))
+        assert bool(possible(found) & copying) is able
+        assert {"handover", "ignore-shared", "cpr-transfer"} <= possible(found)

@@ -89,6 +89,16 @@ def test_who_does_not_answer_is_left_alone(
     assert len(journal.left().entries) == 1
 
 
+def test_a_qemu_without_a_guest_never_gets_one(
+    other: Who, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The one of a rehearsal has the devices' state alone, whatever became of the old one."""
+    leave(old=gone(), new=other, mechanism="device-load")
+    assert cli.main(["recover"]) == 1
+    assert "nobody has its guest any more" in capfd.readouterr().err
+    assert not other.there
+
+
 def test_a_resource_that_nobody_knows_is_not_passed_over(
     other: Who, capfd: pytest.CaptureFixture[str]
 ) -> None:
