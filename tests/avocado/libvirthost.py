@@ -38,7 +38,7 @@ STOCK = "qemu-system-x86"
 EMULATOR = Path("/usr/bin/qemu-system-x86_64")
 _SHARE = Path("/usr/share/qemu")
 _IMAGES = Path("/var/lib/libvirt/images")
-_BOOT_S, _BEATS_S = 120.0, 60.0
+_BOOT_S, _BEATS_S = 300.0, 60.0
 #: How much of a guest's memory is filled and checked, and rewritten each second (bytes).
 TOUCHED, _RATE = 96 * 2**20, 20 * 2**20
 

@@ -45,7 +45,8 @@ class Mutants(Upgrading, avocado.Test):
 
     def test_page_twice(self) -> None:
         """Pages come once more when the guest has changed them: those it has are gone."""
-        self.caught("twice", "flip", guest="micro", dirty_rate="200M")
+        # While a new QEMU is slow to start, what the guest rewrites is in memory twice.
+        self.caught("twice", "flip", 3.0, guest="micro", dirty_rate="200M")
 
     def test_late_resume(self) -> None:
         """Three seconds, seen by both clocks that go on: the guest's own stands still with it."""
@@ -71,13 +72,13 @@ class Mutants(Upgrading, avocado.Test):
         self.assertEqual(result.outcome, Outcome.LOST)
         self.assertIn("workload disk is checked", " ".join(result.reasons))
 
-    def mutant(self, what: str, mechanism: str, **more: object) -> Result:
+    def mutant(self, what: str, mechanism: str, ratio: float = _RATIO, **more: object) -> Result:
         """Upgrade to the QEMU that does this wrong."""
         new = f"new+{CHECKOUT / 'tests' / 'mutants'}"
         with mock.patch.dict(os.environ, {"PAGEFLIP_MUTANT": what}):
-            return self.upgrade(mechanism, _RATIO, new=new, **more)
+            return self.upgrade(mechanism, ratio, new=new, **more)
 
-    def caught(self, what: str, mechanism: str, **more: object) -> None:
+    def caught(self, what: str, mechanism: str, ratio: float = _RATIO, **more: object) -> None:
         """Upgrade to it, and assert that memory is said to be bad, and nothing else.
 
         The page may be of the checker's own table: then it is that.  One that the guest rewrites
@@ -85,7 +86,7 @@ class Mutants(Upgrading, avocado.Test):
         of the guest's kernel or of its agent ends it, which is said as well, but is not this.
         """
         for _ in range(_TRIES):
-            result = self.mutant(what, mechanism, **more)
+            result = self.mutant(what, mechanism, ratio, **more)
             if result.reasons and result.outcome is not Outcome.LOST:
                 break
         self.assertEqual(result.outcome, Outcome.UPGRADED)
