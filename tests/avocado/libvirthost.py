@@ -152,7 +152,7 @@ class LibvirtHost:
         """The user's runtime directory."""
         return f"/run/user/{self.user}" if self.user else ""
 
-    def pageflip(self, *words: str, seconds: float = 240.0) -> tuple[int, str]:
+    def pageflip(self, *words: str, seconds: float = 900.0) -> tuple[int, str]:
         """Run the lab in there; return its exit code and what it printed."""
         done = self._as_user(*_LAB, *words, check=False, seconds=seconds)
         return done.returncode, done.stdout
