@@ -136,8 +136,11 @@ class Live(ByHand, BothQemus, avocado.Test):
             with self.assertRaisesRegex(PreconditionError, "may start no other QEMU"):
                 self.move(one, wanted="flip")
             (moved,) = self.move(one)
-            self.assertNotIn(moved.mechanism, {"flip", "flip-late", "remap"})
-            self.upgraded(one, moved)
+            try:
+                self.assertNotIn(moved.mechanism, {"flip", "flip-late", "remap"})
+                self.upgraded(one, moved)
+            finally:
+                self.end(moved.new_pid)
 
     def test_screen(self) -> None:
         """On a TCP port, which two QEMUs cannot both listen on."""
