@@ -64,9 +64,9 @@ def _command_line(found: Running) -> Iterator[str]:
 
 
 def inheriting(made: Successor) -> Successor:
-    """Return how the new QEMU has to be started that gets all memory, and is to allocate none.
+    """Return how the new QEMU has to be started that is to allocate no guest memory.
 
-    What is to be allocated at the start (``prealloc``) has been: that memory is what it gets.
+    What is to be allocated at the start (``prealloc``) has been, and is what it gets, if anything.
     """
     words = [_without(word, before) for before, word in pairwise(["", *made.argv])]
     return replace(made, argv=words)

@@ -15,6 +15,7 @@ from lab.live.look import Connect, Running
 from lab.live.preflight import Preflight
 from lab.live.successor import Successor
 from lab.mechanisms import Asked, Mechanism
+from lab.transplant import devices
 from lab.vm.binary import Binary
 
 
@@ -81,10 +82,9 @@ def rehearsal(plan: Plan) -> Plan | None:
         return replace(plan, mechanism=mechanisms.Flip(), asked=asked)
     if plan.mechanism.rolls_back:
         return None
-    load = mechanisms.DeviceLoad()
-    if lacking := load.missing(plan.found.binary, plan.found.binary):
+    if lacking := devices.missing(plan.found.binary):
         note(f"{who} is not possible, and {plan.mechanism.name} cannot go back: {lacking}")
         return None
     note(f"{who}: {plan.mechanism.name} cannot go back if the new QEMU does not load the devices")
     made = outside.inheriting(plan.successor)
-    return replace(plan, mechanism=load, successor=made, asked=asked)
+    return replace(plan, mechanism=mechanisms.DeviceLoad(), successor=made, asked=asked)

@@ -262,7 +262,7 @@ def _start_reasons(mechanism: Mechanism, found: Running, made: Successor) -> Ite
         if not mechanism.from_outside and not _is_utf8(made.argv):
             yield "its command line is not UTF-8, and QMP passes nothing else"
         if not mechanism.from_outside and joined.filtered(process.status(found.pid, "Seccomp")):
-            yield from _forbidden(found.argv)
+            yield from _spawn_denied(found.argv)
         lacking = (
             mechanism.missing_for_descriptors(found.binary) if made.passed else "",
             mechanism.missing_for_taps(found.binary) if made.taps else "",
@@ -272,7 +272,7 @@ def _start_reasons(mechanism: Mechanism, found: Running, made: Successor) -> Ite
         yield from outside.reasons(found)
 
 
-def _forbidden(argv: Sequence[str]) -> Iterator[str]:
+def _spawn_denied(argv: Sequence[str]) -> Iterator[str]:
     """Yield which word says that the filter of the old QEMU's system calls forbids to start one."""
     for text in options(argv, "sandbox"):
         if values(text).get("spawn") == "deny":
