@@ -295,6 +295,7 @@ class Managers(BothQemus, avocado.Test):
             self.assertEqual(said.count("is kept away"), 1)
             for name, lines in zip(names, guests, strict=True):
                 self.assertEqual(host.version(name), self.new.version)
+                host.wake(name)
                 self.whole(lines)
 
     def bounded(self, host: LibvirtHost, name: str) -> None:
