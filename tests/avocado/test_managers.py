@@ -27,7 +27,7 @@ from libvirthost import (
     traffic,
 )
 
-from lab.base.deadline import Deadline
+from lab.base.deadline import Deadline, DeadlineError
 from lab.base.errors import PreconditionError
 from lab.guest import images
 from lab.measure import integrity
@@ -68,7 +68,14 @@ class Managers(BothQemus, avocado.Test):
     def whole(self, lines: Lines) -> None:
         """Assert that the guest is whole, and hear it."""
         before = len(lines.heart.beats)
-        lines.heart.wait(before + 300, Deadline.after(60, "the guest's heart beats"), lambda: None)
+        try:
+            beats = Deadline.after(60, "the guest's heart beats")
+            lines.heart.wait(before + 300, beats, lambda: None)
+        except DeadlineError:
+            self.log.info("%d beats before, %d now", before, len(lines.heart.beats))
+            mine = lines.control.call("status", Deadline.after(60, "the guest's account"))
+            self.log.info("by the guest's account: %s", mine)
+            raise
         report = integrity.check(lines.control, TOUCHED)
         self.assertEqual(report.status["bad_pages"], 0, report)
         self.assertEqual(report.full_pass["pages_checked"] * 4096, TOUCHED)
