@@ -210,7 +210,10 @@ class Libvirt(Manager):
             ) from error
 
     def adopt(self, guest: Guest, new: NewQemu) -> None:
-        """Write the new process into the status XML and the pid file, and place its threads."""
+        """Place the new process's threads, and write it into the pid file and the status XML.
+
+        The XML comes last: whoever was killed in the middle is known by it (`settled`).
+        """
         before = self._before.get(guest.name)
         if before is None:
             raise CannotTellError(
@@ -224,8 +227,8 @@ class Libvirt(Manager):
             number: new.threads.processors[index] for number, index in before.processors.items()
         }
         status.adopt(new.pid, new.program, processors, new.terminals)
-        _rewrite(self._status_file(guest.name), status.text())
         _rewrite(self._state / f"{guest.name}.pid", f"{new.pid}\n")
+        _rewrite(self._status_file(guest.name), status.text())
 
     def verify(self, guest: Guest, pid: int) -> None:
         """See that libvirt has the domain as it was, under the new process."""

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -18,11 +18,11 @@ import pytest
 from lab import managers
 from lab.base.errors import CannotTellError, PreconditionError, UsageError
 from lab.base.identity import Who
-from lab.managers import confined, daemon, journal
+from lab.managers import confined, daemon, journal, libvirt
 from lab.managers import recover as managed
 from lab.managers.base import NewQemu, listeners, new_qemu, told
 from lab.managers.daemon import Daemon
-from lab.managers.journal import Errand, Guest
+from lab.managers.journal import Before, Errand, Guest
 from lab.managers.libvirt import Libvirt, Through
 from lab.managers.status import DomainStatus
 from lab.managers.threads import Place, Places, Threads
@@ -325,6 +325,43 @@ def test_a_domain_that_libvirt_knows(tmp_path: Path, monkeypatch: pytest.MonkeyP
     for pid, settled in ((os.getpid(), True), (gone.pid, False)):
         file.write_bytes(STATUS.replace(b"pid='90'", f"pid='{pid}'".encode()))
         assert manager.settled(guest(Path("/m"), 1)) is settled
+
+
+@pytest.mark.parametrize("killed_at", [1, 2, 3])
+def test_a_domain_is_settled_when_all_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_at: int
+) -> None:
+    """Whichever file the lab was about to write when it was killed."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    manager, rewrite = Libvirt("qemu:///session"), libvirt._rewrite
+    state = tmp_path / "libvirt/qemu/run"
+    state.mkdir(parents=True)
+    (state / "g1.xml").write_bytes(STATUS.replace(b"pid='90'", b"pid='999999999'"))
+    (state / "g1.pid").write_text("999999999\n", encoding="ascii")
+    new = NewQemu(os.getpid(), OTHER, threads := _threads(os.getpid()), {})
+    manager._before = {
+        "g1": Before(threads=threads, places=Places.of(threads), processors={0: 0, 1: 1})
+    }
+    written: list[Path] = []
+
+    def until_killed(path: Path, text: str) -> None:
+        written.append(path)
+        if len(written) == killed_at:
+            raise KeyboardInterrupt
+        rewrite(path, text)
+
+    monkeypatch.setattr(libvirt, "_rewrite", until_killed)
+    with suppress(KeyboardInterrupt):
+        manager.adopt(guest(Path("/m"), 1), new)
+    assert manager.settled(guest(Path("/m"), 1)) is (killed_at == 3)
+    monkeypatch.setattr(libvirt, "_rewrite", rewrite)
+    manager.adopt(guest(Path("/m"), 1), new)
+    assert manager.settled(guest(Path("/m"), 1))
+    assert (state / "g1.pid").read_text(encoding="ascii") == f"{os.getpid()}\n"
+
+
+def _threads(pid: int) -> Threads:
+    return Threads(main=pid, processors={0: pid, 1: pid}, iothreads={})
 
 
 QEMU, OTHER = Path("/usr/bin/qemu-system-x86_64"), Path("/opt/qemu")
