@@ -25,7 +25,7 @@ from lab.vm import binary
 from lab.vm.binary import Binary
 from lab.vm.monitor import Monitor, MonitorError, QmpError, monitor
 
-_CONNECT_S = 5.0
+_CONNECT_S = 15.0
 _ANSWER_S = 10.0
 #: Runs a QMP command with its arguments.
 Ask = Callable[..., Any]
