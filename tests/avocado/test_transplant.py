@@ -32,7 +32,7 @@ from lab.live.moved import Moved
 from lab.measure import integrity
 from lab.mechanisms import operation
 from lab.model import Outcome, Result, VerdictKind
-from lab.transplant import blocks, helper, stream
+from lab.transplant import blocks, devices, helper, stream
 from lab.transplant.channel import HelperError
 from lab.transplant.helper import Helper
 from lab.vm import binary
@@ -125,7 +125,7 @@ class Faults(Upgrading, avocado.Test):
         for step in ("adopt", "copy", "hold"):
             with self.before(Helper, step, _end_new):
                 self.rolled_back(None, "killed by signal 9")
-        with self.before(operation.Operation, "_load", _end_new):
+        with self.before(devices, "load", _end_new):
             self.rolled_back(None, "")
 
     def test_new_hangs_while_it_loads(self) -> None:
@@ -135,7 +135,7 @@ class Faults(Upgrading, avocado.Test):
             os.kill(new.pid, signal.SIGSTOP)
 
         patience = mock.patch.object(stage, "_PATIENCE_MS", 5_000)
-        with patience, self.before(operation.Operation, "_load", hang):
+        with patience, self.before(devices, "load", hang):
             self.rolled_back(None, "no answer after 5 s")
 
     def test_new_never_answers(self) -> None:
@@ -166,10 +166,8 @@ class Faults(Upgrading, avocado.Test):
         os.kill(_helper(Layout.default()), signal.SIGKILL)
 
     @contextmanager
-    def before(
-        self, owner: type[object], name: str, action: Callable[[Vm, Vm], None]
-    ) -> Iterator[None]:
-        """Do something to the two QEMUs before the first call of a method."""
+    def before(self, owner: object, name: str, action: Callable[[Vm, Vm], None]) -> Iterator[None]:
+        """Do something to the two QEMUs before the first call of `owner`'s function."""
         called = getattr(owner, name)
         seen: list[operation.Operation] = []
         made = operation.Operation.__init__
