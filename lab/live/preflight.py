@@ -320,24 +320,22 @@ def _memory_reasons(mechanism: Mechanism, found: Running) -> Iterator[str]:
 
 def shared_files(found: Running) -> list[str]:
     """Return the files that guest RAM is mapped from with share=on, and that have a name."""
-    paths = [
-        str(one.properties.get("mem-path", ""))
-        for one in (found.truth.objects.values() if found.truth else ())
-        if one.type == "memory-backend-file" and one.properties.get("share")
-    ]
-    return [path for path in paths if Path(path).is_file()]
+    return [path for path in _files(found, share=True) if Path(path).is_file()]
 
 
 def _private_files(found: Running) -> list[str]:
     """Return the files that guest RAM is mapped from with share=off, huge pages' left out."""
-    if not found.truth:
-        return []
-    paths = [
-        str(one.properties.get("mem-path", ""))
-        for one in found.truth.objects.values()
-        if one.type == "memory-backend-file" and not one.properties.get("share")
-    ]
+    paths = _files(found, share=False)
     return [path for path in paths if facts.filesystem(Path(path)) != "hugetlbfs"]
+
+
+def _files(found: Running, *, share: bool) -> list[str]:
+    """Return what guest RAM is mapped from: files, or directories for files without a name."""
+    return [
+        str(one.properties.get("mem-path", ""))
+        for one in (found.truth.objects.values() if found.truth else ())
+        if one.type == "memory-backend-file" and bool(one.properties.get("share")) is share
+    ]
 
 
 def _has_files(found: Running) -> bool:

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -161,3 +163,13 @@ def set_capabilities(vm: Qemu, names: tuple[str, ...]) -> None:
         "migrate-set-capabilities",
         {"capabilities": [{"capability": name, "state": True} for name in names]},
     )
+
+
+@contextmanager
+def timed(us: dict[str, int], name: str) -> Iterator[None]:
+    """Write into `us`, by that name, how long the block took (us), also when it raises."""
+    begun = time.monotonic_ns()
+    try:
+        yield
+    finally:
+        us[name] = (time.monotonic_ns() - begun) // 1000

@@ -13,7 +13,7 @@ from lab.vm.monitor import Monitor
 from lab.vm.qemu import Qemu
 
 #: A new QEMU's RunState (QAPI) as long as it waits for its guest.
-WAITING = "inmigrate"
+_WAITING = "inmigrate"
 _RUNNING, _PAUSED = "running", "paused"
 
 
@@ -39,4 +39,4 @@ def held_back(new: Monitor) -> bool:
     status = new.execute("query-status")["status"]
     if status == _PAUSED:  # it had the guest, and ran it
         new.execute("cont")
-    return bool(status == WAITING)
+    return bool(status == _WAITING)

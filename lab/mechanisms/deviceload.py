@@ -8,14 +8,12 @@ while they are loaded, and is ended.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 from lab.base.deadline import Deadline
 from lab.base.process import Foreign
-from lab.mechanisms.base import Asked, Driven, Look, Mechanism, set_capabilities
+from lab.mechanisms.base import Asked, Driven, Look, Mechanism, set_capabilities, timed
 from lab.transplant import devices, guestmem, stream
 from lab.vm.binary import Binary
 from lab.vm.qemu import Qemu
@@ -60,10 +58,10 @@ class _Loading(Driven):
         self._new.monitor.execute("migrate-set-parameters", {"announce-rounds": 0})
         machine, blocks = devices.machine(self._old), devices.ram_blocks(self._old)
         pages = guestmem.read(self._old, blocks)
-        with self._timed("device-save-us"):
+        with timed(self._us, "device-save-us"):
             deadline = Deadline.after(_SAVE_S, "the device state is saved and loaded")
             state = devices.save(self._old, deadline, live=False)
-        with self._timed("device-load-us"):
+        with timed(self._us, "device-load-us"):
             devices.load(self._new, stream.complete(state, machine, blocks, pages), deadline)
         self._loaded = True
         self.undo()
@@ -81,11 +79,3 @@ class _Loading(Driven):
     def info(self) -> Mapping[str, Any]:
         """Say what was done, in the form of the series' query-migrate."""
         return {"localhost": {"rehearsed": self._loaded, "blocks": [], **self._us}}
-
-    @contextmanager
-    def _timed(self, name: str) -> Iterator[None]:
-        begun = time.monotonic_ns()
-        try:
-            yield
-        finally:
-            self._us[name] = (time.monotonic_ns() - begun) // 1000

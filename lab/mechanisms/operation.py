@@ -20,7 +20,7 @@ from lab.base.deadline import Deadline
 from lab.base.errors import LabError
 from lab.base.layout import Layout
 from lab.base.process import Foreign
-from lab.mechanisms.base import Asked, Driven, Look, set_capabilities
+from lab.mechanisms.base import Asked, Driven, Look, set_capabilities, timed
 from lab.transplant import devices, helper, stream
 from lab.transplant.blocks import RamBlock
 from lab.transplant.channel import HelperError
@@ -147,7 +147,7 @@ class Operation(Driven):
         look(self._new)
         set_capabilities(self._new, ("events",))
         theirs = devices.ram_blocks(self._new)
-        with self._timed("handshake-us"):
+        with timed(self._us, "handshake-us"):
             self._helper.adopt(theirs)
         self._check_changed(self._helper.count())
         # What has changed so far is brought over now, and once more with the rest when the guest
@@ -156,18 +156,18 @@ class Operation(Driven):
         machine = devices.machine(self._old)
         patience = self._asked.patience_ms or _PATIENCE_MS
         deadline = Deadline.after(patience / 1e3, "the guest stands still for the upgrade")
-        with self._timed("stop-us"):
+        with timed(self._us, "stop-us"):
             if self._ran:
                 self._stopped = True
                 self._old.monitor.execute("stop", deadline=deadline)
-        with self._timed("device-save-us"):
+        with timed(self._us, "device-save-us"):
             state = devices.save(self._old, deadline, live=True)
-        with self._timed("changes-us"):
+        with timed(self._us, "changes-us"):
             _, self._moved = self._helper.copy()
         if self._asked.verify:
             self._verify(self._helper.verify())
         deadline.check()
-        with self._timed("device-load-us"):
+        with timed(self._us, "device-load-us"):
             devices.load(self._new, stream.complete(state, machine, self._blocks), deadline)
         if self._asked.rehearse:
             self.undo()
@@ -203,7 +203,7 @@ class Operation(Driven):
             if self._ran:
                 self._new.monitor.execute("cont")
         finally:
-            with self._timed("push-us"):
+            with timed(self._us, "push-us"):
                 self._end_old(helper)
         self._settled = True
         with suppress(LabError):  # the guest has moved, whatever becomes of its huge pages
@@ -270,14 +270,6 @@ class Operation(Driven):
                 **self._us,
             }
         }
-
-    @contextmanager
-    def _timed(self, name: str) -> Iterator[None]:
-        begun = time.monotonic_ns()
-        try:
-            yield
-        finally:
-            self._us[name] = (time.monotonic_ns() - begun) // 1000
 
 
 def _told(block: RamBlock, found: Differing | None) -> Mapping[str, Any]:
