@@ -6,7 +6,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import avocado
-from bothqemus import BothQemus
 from byhand import ByHand
 from upgrading import Upgrading
 
@@ -76,42 +75,41 @@ class Packaged(Upgrading, avocado.Test):
             self.assertIn("vring.num 1024 exceeds", " ".join(result.reasons))
 
 
-class Screen(ByHand, BothQemus, avocado.Test):
+class PackagedByHand(ByHand):
+    """A mixin: a guest that was started by hand, of a pair of Debian's QEMUs."""
+
+    timeout = 600
+    pair: tuple[str, str]
+
+    def setUp(self) -> None:
+        """Have both; cancel where they cannot be had."""
+        self.layout = Layout.default().into(Path(self.outputdir))
+        try:
+            self.old, self.new = (binary.binary_of(self.layout, name) for name in self.pair)
+        except CannotTellError as error:
+            self.cancel(error.message)
+
+
+class Screen(PackagedByHand, avocado.Test):
     """The guest's screen, by VNC on a port, which QEMU 7.2 cannot be told of as later ones can.
 
     :avocado: tags=medium,thorough
     """
 
-    timeout = 600
-
-    def setUp(self) -> None:
-        self.layout = Layout.default().into(Path(self.outputdir))
-        try:
-            self.old = binary.binary_of(self.layout, "debian:12")
-            self.new = binary.binary_of(self.layout, "debian:13")
-        except CannotTellError as error:
-            self.cancel(error.message)
+    pair = ("debian:12", "debian:13")
 
     def test_vnc(self) -> None:
         """The new QEMU is reached where the old one was, at the port that this one had found."""
         self.screen_follows("transplant")
 
 
-class Beforehand(ByHand, BothQemus, avocado.Test):
+class Beforehand(PackagedByHand, avocado.Test):
     """A running guest that the new QEMU does not load: it is known before anything is lost.
 
     :avocado: tags=medium,thorough
     """
 
-    timeout = 600
-
-    def setUp(self) -> None:
-        self.layout = Layout.default().into(Path(self.outputdir))
-        try:
-            self.old = binary.binary_of(self.layout, "debian:13")
-            self.new = binary.binary_of(self.layout, "debian:13-backports")
-        except CannotTellError as error:
-            self.cancel(error.message)
+    pair = ("debian:13", "debian:13-backports")
 
     def test_no_way_back(self) -> None:
         """By the rehearsal, and by a way that could not go back, which is then not gone."""
