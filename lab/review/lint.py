@@ -11,10 +11,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from lab.base import process
-from lab.base.errors import CannotTellError
 from lab.base.layout import Layout
 from lab.base.progress import note, step
-from lab.pair import build as builds
+from lab.review import everypatch
 from lab.source import fetch, gnupatch, worktree
 from lab.source.gnupatch import PatchError
 from lab.source.releases import Release, Releases
@@ -50,7 +49,8 @@ def lint(
         with step(f"checking the series of {release.name}"):
             findings += check_one(stock_tree(layout, source), series)
         if build:
-            findings += every_patch_builds(layout, releases, release, series)
+            options = releases.options(releases.build.flavour)
+            findings += everypatch.not_compiling(layout, release, source, series, options)
     findings += same_slugs([load_series(layout.patches / release.name) for release in chosen])
     return findings
 
@@ -161,24 +161,3 @@ def _checkpatch(base: Path, patch: Path) -> Iterator[str]:
             yield f"{patch.parent.name}/{patch.name}: checkpatch: {line}"
     if done.returncode != 0 and not said:
         yield f"{patch.parent.name}/{patch.name}: checkpatch: exit status {done.returncode}"
-
-
-def every_patch_builds(
-    layout: Layout, releases: Releases, release: Release, series: Series
-) -> list[str]:
-    """Compile QEMU, with the migration tests, after each patch.
-
-    Each is a build like any other, so those that have not changed are found in the cache.
-    """
-    source = resolve(layout, release, releases.upstream.releases)
-    options = releases.options(releases.build.flavour).model_copy(
-        update={"targets": (*releases.build.targets, "tests/qtest/migration-test")}
-    )
-    findings = []
-    for number, patch in enumerate(series.patches, 1):
-        part = Series(f"{series.name}-upto-{number}", series.patches[:number])
-        try:
-            builds.build(layout, release, source, part, options)
-        except CannotTellError as error:
-            findings.append(f"{release.name}/{patch.name}: {error}")
-    return findings

@@ -33,6 +33,10 @@ if [ -n "$FAKE_ERROR" ]; then
     echo "emulator.c:7:3: $FAKE_ERROR"
     exit 1
 fi
+if grep -q broken "$1"; then
+    echo "emulator.c:3:1: error: broken"
+    exit 1
+fi
 echo "$2" >>"${FAKE_LOG:-/dev/null}"
 if [ -n "$FAKE_BLOCK" ] && [ "$2" = qemu-img ]; then
     echo $$ >"$FAKE_BLOCK"

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from lab.base.errors import CannotTellError
 from lab.base.layout import CHECKOUT, Layout
-from lab.pair import build
+from lab.pair import build, recipe
 from lab.pair.build import Built
 from lab.source import fetch
 from lab.source import series as patches
@@ -130,7 +130,7 @@ def test_a_series_that_is_edited_meanwhile(
         series.patches[0].write_text(edited, encoding="utf-8")
         return notes
 
-    monkeypatch.setattr(build, "patched_tree", apply_and_edit)
+    monkeypatch.setattr(recipe, "patched_tree", apply_and_edit)
     with pytest.raises(CannotTellError, match="the series changed during the build"):
         make(series)
     assert not list(layout.builds.glob("*/src"))
@@ -350,7 +350,7 @@ def test_a_build_that_another_checkout_began_is_configured_again(
 
 @given(st.text())
 def test_telling_lines_are_lines_of_the_output(output: str) -> None:
-    shown = [line[4:] for line in build.telling(output).splitlines()]
+    shown = [line[4:] for line in recipe.telling(output).splitlines()]
     assert len(shown) <= 12
     assert all(line in output for line in shown)
 

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Whether QEMU compiles after every patch of a series.
+
+In one tree, onto which the patches are put one after another: the compiler sees again only what a
+patch has touched.  What has compiled is remembered by all that went into it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from lab.base.files import key_of, write_whole
+from lab.base.layout import Layout
+from lab.pair import recipe as recipes
+from lab.pair.recipe import BuildRecipe, CompileError
+from lab.source import gnupatch
+from lab.source.releases import BuildOptions, Release
+from lab.source.resolve import Source
+from lab.source.series import Series
+
+_DRIVER = "tests/qtest/migration-test"
+_REMEMBERED = "compiled.json"
+
+
+def not_compiling(
+    layout: Layout, release: Release, source: Source, series: Series, options: BuildOptions
+) -> list[str]:
+    """Compile QEMU, with the migration tests, after each patch; return the findings.
+
+    A run that was stopped goes on at the first patch that has not compiled.  Raises CannotTellError
+    where nothing can be compiled here, or a patch does not apply.
+    """
+    options = options.model_copy(update={"targets": (*options.targets, _DRIVER)})
+    place = layout.builds / f"{release.version}-{series.name}-each-{key_of(source.key)[:16]}"
+    parts = [
+        BuildRecipe(
+            layout,
+            release,
+            source,
+            Series(f"{series.name}-upto-{number}", series.patches[:number]),
+            options,
+            at=place,
+        )
+        for number in range(1, len(series.patches) + 1)
+    ]
+    findings = []
+    with recipes.making(parts[0], f"QEMU {release.version} after every patch"):
+        remembered = place / _REMEMBERED
+        compiled = _read(remembered)
+        for part in _prepared(part for part in parts if part.key not in compiled):
+            try:
+                recipes.compiled(part)
+            except CompileError as error:
+                findings.append(f"{release.name}/{part.series.patches[-1].name}: {error}")
+            else:
+                compiled.append(part.key)
+                write_whole(remembered, json.dumps(compiled) + "\n")
+        recipes.clear(parts[0])
+    return findings
+
+
+def _prepared(parts: Iterable[BuildRecipe]) -> Iterator[BuildRecipe]:
+    """Yield each part with its patches, and no others, on the tree."""
+    applied = 0
+    for part in parts:
+        if applied:
+            for patch in part.series.patches[applied:]:
+                gnupatch.apply(part.tree, patch)
+        else:
+            recipes.clear(part)  # of a run that was stopped, with patches that nobody knows
+        applied = len(part.series.patches)
+        yield part
+
+
+def _read(remembered: Path) -> list[str]:
+    """Return the keys of what has compiled."""
+    try:
+        return list(json.loads(remembered.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return []
