@@ -17,7 +17,6 @@ from lab.guest import images
 from lab.host import facts
 from lab.model import Limits, Model, Pages
 from lab.vm.boards import BOARDS
-from lab.vm.cmdline import DEFAULT_BOARD
 from lab.workloads import Workload
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)([KMGT]?)(?:i?B)?", re.IGNORECASE)
@@ -116,10 +115,10 @@ class UpgradeOptions(GuestOptions):
         str,
         Option(
             f"the guest's board ({', '.join(BOARDS)}), of the newest version that both QEMUs have, "
-            "or a machine type",
+            "or a machine type (default: what the guest is made for)",
             "BOARD|TYPE",
         ),
-    ] = DEFAULT_BOARD
+    ] = ""
     limit_pause_ms: Annotated[float, Option("verdict: longest pause by any clock", "N")] = (
         Limits().pause_ms
     )

@@ -30,7 +30,7 @@ from lab.report import grid as shown
 from lab.results import pairing
 from lab.results.pairing import FILE, KEPT, Grid, PairAnswer, PairRequest, PairRun, PairTrial
 from lab.source import naming
-from lab.source.releases import load_releases
+from lab.source.releases import X86_64, load_releases
 from lab.vm import binary, boards
 from lab.vm.binary import Binary
 
@@ -124,7 +124,8 @@ def ask(
     try:
         # What can be known before a guest boots.
         mechanisms.choose(trial.asked.mechanism, old, new)
-        boards.common(trial.asked.machine, old.machines, new.machines)
+        board = trial.asked.machine or images.named(layout, trial.asked.guest).board
+        boards.common(board, old.machines, new.machines)
         result = runner(layout, trial.asked)
     except (PreconditionError, UsageError) as error:
         return pairing.not_done(trial, PairAnswer.REFUSED, error.message)
@@ -156,7 +157,8 @@ def cached(layout: Layout) -> list[str]:
         for name in theirs
         if (asked := naming.packaged(layout, name)) and packaged.existing(layout, asked)
     ]
-    built = {(one.release, one.series, one.flavour) for one in build.existing(layout)}
+    there = [one for one in build.existing(layout) if one.architecture == X86_64]
+    built = {(one.release, one.series, one.flavour) for one in there}
     for name in releases.releases:
         usual = releases.build.flavour
         found += [f"stock:{name}"] * ((name, "stock", usual) in built)
@@ -207,9 +209,11 @@ def prepare(session: PairSession) -> None:
 
     Raises UsageError for a path that is no QEMU.
     """
+    guest = images.named(session.layout, session.trials[0].asked.guest)
     for name in dict.fromkeys((*session.grid.olds, *session.grid.news)):
         try:
-            session.binaries[name] = binary.binary_of(session.layout, name)
+            found = binary.binary_of(session.layout, name, guest.architecture)
+            session.binaries[name] = found
         except UsageError:
             raise
         except LabError as error:

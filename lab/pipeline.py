@@ -112,6 +112,7 @@ def old_machine(stage: Stage) -> Machine:
         ram_bytes=options.ram_bytes,
         cpus=options.cpus,
         machine_type=stage.pair.machine_type,
+        cpu=image.cpu,
         backing=mechanisms.backing(stage.mechanism, options.pages),
         ram_file=stage.ram_file,
         disk=disk.overlay(image.disk, stage.sockets),

@@ -15,7 +15,7 @@ from lab.base.layout import Layout, socket_directory
 from lab.base.progress import note
 from lab.base.record import Record
 from lab.guest import images
-from lab.guest.images import GuestImage
+from lab.guest.images import Guest, GuestImage
 from lab.host import facts, thp
 from lab.host.cgroup import MemoryGroup, memory_group
 from lab.host.pinning import Pins, pinned
@@ -84,9 +84,10 @@ def staged(layout: Layout, options: UpgradeOptions, *, rehearse: bool = False) -
 
     Raises LabError for what cannot be had.
     """
-    given = check_host_and_names(layout, options)
+    guest = images.named(layout, options.guest)
+    given = check_host_and_names(layout, options, guest)
     record = Record(layout.new_run())
-    pair = paired_build(layout, options, given, record)
+    pair = paired_build(layout, options, guest, given, record)
     image = guest_image(layout, options, record)
     mechanism = chosen(options, pair)
     asked = Asked(_PATIENCE_MS, rehearse, options.verify)
@@ -128,7 +129,9 @@ def chosen(options: UpgradeOptions, pair: Pair) -> Mechanism:
     return mechanism
 
 
-def check_host_and_names(layout: Layout, options: UpgradeOptions) -> dict[str, Binary]:
+def check_host_and_names(
+    layout: Layout, options: UpgradeOptions, guest: Guest
+) -> dict[str, Binary]:
     """Find out what cannot be before minutes are spent on a build.
 
     Returns the binaries that were given by path, by that path.
@@ -136,11 +139,13 @@ def check_host_and_names(layout: Layout, options: UpgradeOptions) -> dict[str, B
     Raises UsageError for a name that nobody knows, PreconditionError without the memory.
     """
     mechanism = mechanisms.named(options.mechanism)
-    workloads.check_guest(options.workloads, options.guest, images.named(layout, options.guest))
+    workloads.check_guest(options.workloads, options.guest, guest)
     names = {options.old, options.new}
     given = {name: binary.inspect(Path(name)) for name in names if naming.is_path(name)}
     for name in names - given.keys():
         naming.check(layout, name)
+    for one in given.values():
+        boards.check_architecture(options.guest, guest.architecture, one.path, one.architecture)
     copies = 2 if mechanism and mechanism.doubles else 1
     what = f"moving a guest of {options.ram_bytes // 2**20} MiB" + (
         f" by {mechanism.name}" if mechanism else ""
@@ -154,23 +159,30 @@ def check_host_and_names(layout: Layout, options: UpgradeOptions) -> dict[str, B
 
 
 def paired_build(
-    layout: Layout, options: UpgradeOptions, given: dict[str, Binary], record: Record
+    layout: Layout,
+    options: UpgradeOptions,
+    guest: Guest,
+    given: dict[str, Binary],
+    record: Record,
 ) -> Pair:
     """Build the QEMUs named by release, fetch a distribution's, take those given by path."""
     named = {"old": options.old, "new": options.new}
     built = {
-        side: build.by_name(layout, name)
+        side: build.by_name(layout, name, guest.architecture)
         for side, name in named.items()
         if naming.is_built(layout, name)
     }
     fetched = {
-        side: packaged.prepare(layout, asked)
+        side: packaged.prepare(layout, asked, guest.architecture)
         for side, name in named.items()
         if (asked := naming.packaged(layout, name))
     }
     record.write("sources", {side: made.source for side, made in built.items()})
     record.write("build", {**built, **fetched})
-    old, new = (given.get(name) or binary.binary_of(layout, name) for name in named.values())
+    old, new = (
+        given.get(name) or binary.binary_of(layout, name, guest.architecture)
+        for name in named.values()
+    )
     # A distribution's comes with firmware of its own, as its user has it; others share one, since
     # a ROM of another size would not migrate.
     return Pair(
@@ -178,7 +190,7 @@ def paired_build(
         new,
         old.firmware or firmware.prepare(layout),
         new.firmware or firmware.prepare(layout),
-        boards.common(options.machine, old.machines, new.machines),
+        boards.common(options.machine or guest.board, old.machines, new.machines),
     )
 
 

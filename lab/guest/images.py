@@ -14,8 +14,9 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -26,29 +27,17 @@ from lab.base.files import sha256_of
 from lab.base.layout import Layout, locked
 from lab.base.process import run
 from lab.base.progress import note
-from lab.guest import initramfs, rootfs
+from lab.guest import compiler, initramfs, rootfs
+from lab.guest.compiler import compile_agent, compile_payload
 from lab.guest.rootfs import System
 from lab.source import debian
-from lab.source.releases import FileName, Strict, Word, load_toml
+from lab.source.releases import X86_64, FileName, Strict, Word, load_toml
 
 #: Gets packages of a suite: verified .deb files by package name.
-Fetch = Callable[[Layout, str, list[str]], Mapping[str, Path]]
+Fetch = Callable[..., Mapping[str, Path]]
 #: Tells all that a system of some packages consists of.
 Closure = Callable[[Layout, str, list[str]], list[str]]
 
-#: The agent's sources must compile with these without a word.
-WARNINGS = ("-Wall", "-Wextra")
-CFLAGS = ("-std=gnu11", "-O2", "-pthread", "-static", "-s", "-Wl,--build-id=none")
-#: A payload has no C library, and some of its code runs where nothing saves SSE registers.
-PAYLOAD_CFLAGS = (
-    *("-std=gnu11", "-O2", "-ffreestanding", "-nostdlib", "-static", "-fno-pie", "-no-pie"),
-    *("-mgeneral-regs-only", "-mno-red-zone", "-fno-stack-protector", "-fcf-protection=none"),
-    *("-Wl,--build-id=none", "-Wl,-z,noexecstack", "-Wl,-z,max-page-size=4096"),
-    "-Wl,--no-warn-rwx-segments",
-)
-#: QEMU's multiboot loader wants a 32-bit file, even for 64-bit code.
-_PAYLOAD_FORMAT = "elf32-i386"
-_STATIC_LIBRARIES = ("libc.a", "libjansson.a")
 _RECORD = "image.json"
 #: Raised when the way images are made changes, so that old ones are not taken for new.
 _FORMAT = 1
@@ -59,6 +48,13 @@ class LinuxGuest(Strict):
 
     kind: Literal["linux"] = "linux"
     description: str
+    architecture: Word = X86_64
+    board: Word = "q35"
+    cpu: str = ""
+    #: The directory of its sources, where that is another guest's.
+    sources: FileName | None = None
+    #: What the agent is linked with, where the compiler's own libraries are for another machine.
+    libraries: tuple[Word, ...] = ()
     smallest_ram_mib: int = Field(default=256, gt=0)
     reserve_mib: int = Field(default=128, gt=0)
     suite: Word
@@ -76,6 +72,8 @@ class MultibootGuest(Strict):
 
     kind: Literal["multiboot"]
     description: str
+    architecture: Word = X86_64
+    board: Word = "q35"
     smallest_ram_mib: int = Field(gt=0)
     reserve_mib: int = Field(gt=0)
     shared: tuple[str, ...]
@@ -109,6 +107,7 @@ class GuestImage:
     packages: dict[str, str]  # version by package
     key: str
     sha256s: dict[str, str]  # of "kernel", for Linux of "initrd" and "agent", and of a "disk"
+    cpu: str = ""  # what -cpu takes, where not the board's own
 
 
 @dataclass(frozen=True)
@@ -124,11 +123,21 @@ class _ImageRecipe:
     debs: Mapping[str, Path]
     system: Mapping[str, Path] = field(default_factory=dict)
 
+    @property
+    def source(self) -> str:
+        """The directory of its own sources, in `guests`."""
+        return getattr(self.guest, "sources", None) or self.name
+
+    @property
+    def compiler(self) -> str:
+        """The compiler of what runs in it."""
+        return compiler.of(self.guest.architecture)
+
     def ingredients(self) -> dict[str, Any]:
         """Return all that decides what the image will be: its key is the hash of this."""
         ours = [
             path
-            for part in ("agent", self.name)
+            for part in ("agent", self.source)
             for path in (self.guests / part).rglob("*")
             if path.is_file()
         ]
@@ -139,7 +148,7 @@ class _ImageRecipe:
             "packages": rootfs.versions(self.system)
             | {package: _field(deb, "Version") for package, deb in self.debs.items()},
             "files": {str(path.relative_to(self.guests)): sha256_of(path) for path in ours},
-            "compiler": run(["cc", "--version"]).stdout.splitlines()[0],
+            "compiler": compiler.version(self.compiler),
             **self._toolchain(),
             **self._disk(),
         }
@@ -152,10 +161,12 @@ class _ImageRecipe:
 
     def _toolchain(self) -> dict[str, Any]:
         if isinstance(self.guest, MultibootGuest):
-            linker = run(["ld", "--version"]).stdout.splitlines()[0]
-            return {"flags": [*PAYLOAD_CFLAGS, *WARNINGS], "linker": linker}
-        libraries = {lib: sha256_of(path) for lib, path in static_libraries().items()}
-        return {"flags": [*CFLAGS, *WARNINGS], "libraries": libraries}
+            linker = compiler.version("ld")
+            return {"flags": [*compiler.PAYLOAD_CFLAGS, *compiler.WARNINGS], "linker": linker}
+        flags = [*compiler.CFLAGS, *compiler.WARNINGS]
+        # Those of another machine's are among the packages.
+        ours = {} if self.guest.libraries else {"libraries": compiler.static_libraries()}
+        return {"flags": flags, **ours}
 
 
 def load_guests(layout: Layout) -> dict[str, Guest]:
@@ -172,9 +183,13 @@ def named(layout: Layout, name: str) -> Guest:
 
 
 def plain(layout: Layout) -> list[str]:
-    """Return the guests without a disk, for which packages.txt lists all that they take."""
+    """Return the guests that take no more than packages.txt lists: no disk, no other compiler."""
     guests = load_guests(layout).items()
-    return [name for name, one in guests if isinstance(one, MultibootGuest) or not one.system]
+    return [
+        name
+        for name, one in guests
+        if one.architecture == X86_64 and (isinstance(one, MultibootGuest) or not one.system)
+    ]
 
 
 def build(
@@ -205,50 +220,15 @@ def build(
     return image
 
 
-def compile_agent(source: Path, target: Path, *, extra: Iterable[str] = ()) -> None:
-    """Link the in-guest agent statically from the directory `source` into the file `target`."""
-    sources = sorted(path.name for path in source.glob("*.c"))
-    # Relative names: no path of this machine gets into the file.
-    run(
-        ["cc", *CFLAGS, *WARNINGS, *extra, *sources, "-ljansson", "-o", target],
-        cwd=source,
-        hint="the agent needs the packages gcc, libc6-dev and libjansson-dev",
-    )
-
-
-def compile_payload(source: Path, target: Path, shared: Iterable[str]) -> None:
-    """Link the payload in the directory `source`, and what it shares, into the file `target`."""
-    own = sorted(path.name for pattern in ("*.S", "*.c") for path in source.glob(pattern))
-    theirs = [f"../{name}" for name in shared]
-    include = sorted({f"-I{Path(name).parent}" for name in theirs})
-    hint = "a payload needs the packages gcc, binutils and libc6-dev"
-    options = [*PAYLOAD_CFLAGS, *WARNINGS, *include, "-Wl,-T,link.ld"]
-    # Relative names: no path of this machine gets into the file.
-    run(["cc", *options, *own, *theirs, "-o", target], cwd=source, hint=hint)
-    run(["objcopy", "--strip-all", "-O", _PAYLOAD_FORMAT, target], hint=hint)
-
-
-def static_libraries() -> dict[str, Path]:
-    """Return the static libraries that the agent is linked with, by name."""
-    found = {
-        name: Path(run(["cc", f"-print-file-name={name}"]).stdout.strip())
-        for name in _STATIC_LIBRARIES
-    }
-    for name, path in found.items():
-        if not path.is_absolute():
-            raise CannotTellError(
-                f"the compiler finds no {name}",
-                hint="install the packages libc6-dev and libjansson-dev",
-            )
-    return found
-
-
 def _recipe(name: str, layout: Layout, fetch: Fetch, closure: Closure) -> _ImageRecipe:
     """Return the recipe of a guest, the kernel's metapackage replaced by the kernel itself."""
     guest = named(layout, name)
     if isinstance(guest, MultibootGuest):
         return _ImageRecipe(name, guest, layout.guests, {})
-    debs = dict(fetch(layout, guest.suite, [guest.kernel, *guest.packages]))
+    if guest.architecture != X86_64:
+        fetch = partial(fetch, architecture=debian.ARCHITECTURES[guest.architecture])
+    wanted = [guest.kernel, *guest.packages, *guest.libraries]
+    debs = dict(fetch(layout, guest.suite, wanted))
     depends = _field(debs[guest.kernel], "Depends")
     if real := re.search(r"\blinux-image-\d[\w.+~-]*", depends):
         del debs[guest.kernel]
@@ -271,7 +251,7 @@ def _make(place: Path, recipe: _ImageRecipe, ingredients: Mapping[str, Any]) -> 
         out = Path(scratch) / "out"
         out.mkdir()
         if isinstance(recipe.guest, MultibootGuest):
-            source = recipe.guests / recipe.name
+            source = recipe.guests / recipe.source
             compile_payload(source, out / "kernel", recipe.guest.shared)
             made = {"kernel": out / "kernel"}
         else:
@@ -293,12 +273,14 @@ def _make_linux(
         run(["dpkg-deb", "--extract", deb, unpacked])
     initramfs.put_files(unpacked, root, guest.files)
     initramfs.put_modules(unpacked, root, guest.modules)
-    compile_agent(recipe.guests / "agent", root / "bin" / "agent")
-    shutil.copyfile(recipe.guests / recipe.name / "init", root / "init")
+    sysroot = [f"--sysroot={unpacked}"] if guest.libraries else []
+    agent = root / "bin" / "agent"
+    compile_agent(recipe.guests / "agent", agent, compiler=recipe.compiler, extra=sysroot)
+    shutil.copyfile(recipe.guests / recipe.source / "init", root / "init")
     initramfs.pack(root, out / "initrd")
     kernel = initramfs.only(unpacked.glob("boot/vmlinuz-*"), "kernel")
     shutil.copyfile(kernel, out / "kernel")
-    made = {"kernel": out / "kernel", "initrd": out / "initrd", "agent": root / "bin" / "agent"}
+    made = {"kernel": out / "kernel", "initrd": out / "initrd", "agent": agent}
     if guest.system:
         source = recipe.guests / recipe.name
         disk = out / "disk"
@@ -327,6 +309,7 @@ def _cached(place: Path, recipe: _ImageRecipe) -> GuestImage | None:
         packages,
         place.name,
         sha256s,
+        recipe.guest.cpu if isinstance(recipe.guest, LinuxGuest) else "",
     )
 
 

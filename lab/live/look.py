@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
@@ -21,12 +22,15 @@ from lab.live.truth import Truth
 from lab.live.truth.ask import Asker, Talks
 from lab.live.truth.told import told as told_of
 from lab.live.words import options, values
+from lab.source.releases import X86_64
 from lab.vm import binary
 from lab.vm.binary import Binary
 from lab.vm.monitor import Monitor, MonitorError, QmpError, monitor
 
 _CONNECT_S = 15.0
 _ANSWER_S = 10.0
+#: A program for the guests of one architecture.
+_EMULATOR = re.compile(r"qemu-system-([a-z0-9_]+)")
 #: Runs a QMP command with its arguments.
 Ask = Callable[..., Any]
 
@@ -89,6 +93,15 @@ def find(what: str) -> tuple[int, Path]:
     except OSError as error:
         raise UsageError(f"{what}: {error.strerror}", hint) from error
     return _listener(path), path
+
+
+def emulated(pid: int) -> str:
+    """Return the architecture of a QEMU's guest, by the program's name.
+
+    The usual one where that does not say it (qemu-kvm).
+    """
+    found = _EMULATOR.search(_program(pid)) or _EMULATOR.search(command_line(pid)[0])
+    return found[1] if found else X86_64
 
 
 def _process_of(thread: int) -> int:

@@ -56,7 +56,7 @@ class _Loading(Driven):
         self._new.monitor.execute("stop")
         set_capabilities(self._new, ("events", "late-block-activate"))
         self._new.monitor.execute("migrate-set-parameters", {"announce-rounds": 0})
-        machine, blocks = devices.machine(self._old), devices.ram_blocks(self._old)
+        machine, blocks = devices.configuration(self._old), devices.ram_blocks(self._old)
         pages = guestmem.read(self._old, blocks)
         with timed(self._us, "device-save-us"):
             deadline = Deadline.after(_SAVE_S, "the device state is saved and loaded")

@@ -153,7 +153,7 @@ class Operation(Driven):
         # What has changed so far is brought over now, and once more with the rest when the guest
         # stands still: to write to a page for the first time takes seven times as long.
         self._helper.copy()
-        machine = devices.machine(self._old)
+        machine = devices.configuration(self._old)
         patience = self._asked.patience_ms or _PATIENCE_MS
         deadline = Deadline.after(patience / 1e3, "the guest stands still for the upgrade")
         with timed(self._us, "stop-us"):

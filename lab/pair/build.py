@@ -20,7 +20,7 @@ from lab.base.layout import Layout
 from lab.base.progress import note
 from lab.pair.recipe import BuildRecipe, clear, compiled, making
 from lab.source import fetch, naming
-from lab.source.releases import BuildOptions, Release
+from lab.source.releases import X86_64, BuildOptions, Release
 from lab.source.resolve import Source, resolve
 from lab.source.series import Series
 
@@ -43,23 +43,33 @@ class Built:
     source: dict[str, object]
     #: Whose options it was made with (patches/releases.toml); builds once did not say.
     flavour: str = "slim"
+    #: What its guests are.
+    architecture: str = X86_64
     #: The features that it lacks for want of packages, with those.
     left_out: dict[str, list[str]] = field(default_factory=dict)
 
+    @property
+    def kind(self) -> str:
+        """Its flavour, and what its guests are where they are not the usual ones."""
+        usual = self.architecture == X86_64
+        return self.flavour if usual else f"{self.flavour}, {self.architecture}"
 
-def by_name(layout: Layout, name: str) -> Built:
-    """Build, or find built, what `name` says (lab.source.naming).
+
+def by_name(layout: Layout, name: str, architecture: str = X86_64) -> Built:
+    """Build, or find built, what `name` says (lab.source.naming), for guests of `architecture`.
 
     Raises UsageError for a release that is not known, CannotTellError when it cannot be built.
     """
-    release, source, series, options = _named(layout, name)
+    release, source, series, options = _named(layout, name, architecture)
     return build(layout, release, source, series, options)
 
 
-def _named(layout: Layout, name: str) -> tuple[Release, Source, Series, BuildOptions]:
+def _named(
+    layout: Layout, name: str, architecture: str = X86_64
+) -> tuple[Release, Source, Series, BuildOptions]:
     asked = naming.named(layout, name)
     source = resolve(layout, asked.release, asked.releases.upstream.releases)
-    return asked.release, source, asked.series, asked.options
+    return asked.release, source, asked.series, asked.options(architecture)
 
 
 def driver(layout: Layout, name: str) -> Path:
@@ -131,7 +141,7 @@ def _read(directory: Path) -> Built | None:
 
 def _keep(recipe: BuildRecipe, objects: Path) -> None:
     """Move the binaries to where they stay, and write the marker."""
-    names = {"qemu": "qemu-system-x86_64", "qemu_img": "qemu-img"}
+    names = {"qemu": f"qemu-system-{recipe.options.architecture}", "qemu_img": "qemu-img"}
     for name in names.values():
         (objects / name).replace(recipe.directory / name)
     said = process.run([recipe.directory / names["qemu"], "--version"], check=False).stdout
@@ -151,6 +161,7 @@ def _keep(recipe: BuildRecipe, objects: Path) -> None:
         "qemu_img_sha256": hashes["qemu_img"],
         "source": recipe.source.record(),
         "flavour": recipe.options.flavour,
+        "architecture": recipe.options.architecture,
         "left_out": recipe.left_out,
         "sizes": {name: (recipe.directory / name).stat().st_size for name in names.values()},
     }

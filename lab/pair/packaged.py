@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lab.base import process
-from lab.base.errors import CannotTellError
+from lab.base.errors import CannotTellError, UsageError
 from lab.base.files import key_of, write_whole
 from lab.base.layout import Layout, locked
 from lab.base.progress import step
@@ -23,11 +23,12 @@ from lab.pair import firmware
 from lab.source import debian, fetch
 from lab.source.debian import Package
 from lab.source.naming import Packaged
+from lab.source.releases import X86_64
 
 #: Part of the key: raised when the same packages give another directory than before.
 _RECIPE = 1
 _MARKER = "unpacked.json"
-_EMULATOR = "usr/bin/qemu-system-x86_64"
+_EMULATOR = "usr/bin/qemu-system-"
 _LOADER = "ld-linux-x86-64.so.2"
 _LIBRARIES = ("usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu")
 #: Nothing that runs reads these.
@@ -45,40 +46,43 @@ class Unpacked:
     firmware: Path
     sha256: str
     packages: dict[str, str]
+    #: What its guests are.
+    architecture: str = X86_64
 
 
-def prepare(layout: Layout, asked: Packaged) -> Unpacked:
+def prepare(layout: Layout, asked: Packaged, architecture: str = X86_64) -> Unpacked:
     """Return the QEMU that `asked` says, fetched and unpacked if it is not there yet.
+
+    It runs guests of `architecture`.
 
     The newest of its suite when it is first asked for; afterwards the same one, from the cache.
     Raises CannotTellError when it cannot be had.
     """
-    names = debian.closure(layout, asked.suite, asked.packages, essential=False)
+    if not (wanted := asked.packages.get(architecture)):
+        raise UsageError(f"{asked.name}: no packages for guests of {architecture} are known here")
+    names = debian.closure(layout, asked.suite, wanted, essential=False)
     packages = debian.packages(layout, asked.suite, names)
-    directory = _directory(layout, asked, packages)
+    parts = [str(_RECIPE), *(f"{one.file}={one.sha256}" for one in packages.values())]
+    stem = _named(asked, packages[wanted[0]].version)
+    directory = layout.packaged / f"{stem}-{key_of(*parts)[:16]}"
     found = _read(directory)
     if found is None:
         with locked(directory, f"waiting for another run that is unpacking {asked.name}"):
-            found = _read(directory) or _unpack(layout, asked, packages, directory)
+            found = _read(directory) or _unpack(layout, asked, architecture, packages, directory)
     return found
 
 
 def existing(layout: Layout, asked: Packaged) -> Unpacked | None:
-    """Return what of `asked` is in the cache; nothing is fetched."""
-    known = debian.known(layout, asked.suite)
-    version = known[asked.packages[0]].version if asked.packages[0] in known else ""
+    """Return what of `asked` is in the cache, for usual guests; nothing is fetched."""
+    known, package = debian.known(layout, asked.suite), asked.packages[X86_64][0]
+    version = known[package].version if package in known else ""
     markers = layout.packaged.glob(f"{_named(asked, version)}-*/{_MARKER}")
-    return next((found for one in markers if (found := _read(one.parent))), None)
+    unpacked = (found for one in markers if (found := _read(one.parent)))
+    return next((one for one in unpacked if one.architecture == X86_64), None)
 
 
 def _named(asked: Packaged, version: str) -> str:
     return f"{asked.name}-{version}".replace(":", "-")
-
-
-def _directory(layout: Layout, asked: Packaged, packages: dict[str, Package]) -> Path:
-    parts = [str(_RECIPE), *(f"{one.file}={one.sha256}" for one in packages.values())]
-    version = packages[asked.packages[0]].version
-    return layout.packaged / f"{_named(asked, version)}-{key_of(*parts)[:16]}"
 
 
 def _read(directory: Path) -> Unpacked | None:
@@ -87,7 +91,8 @@ def _read(directory: Path) -> Unpacked | None:
         kept = json.loads((directory / _MARKER).read_text(encoding="utf-8"))
         place = Path(kept.pop("place"))
         size = kept.pop("size")
-        found = Unpacked(qemu=directory / _EMULATOR, firmware=directory / "firmware", **kept)
+        emulator = _EMULATOR + kept.get("architecture", X86_64)
+        found = Unpacked(qemu=directory / emulator, firmware=directory / "firmware", **kept)
         whole = found.qemu.stat().st_size == size and place == directory
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -95,7 +100,11 @@ def _read(directory: Path) -> Unpacked | None:
 
 
 def _unpack(
-    layout: Layout, asked: Packaged, packages: dict[str, Package], directory: Path
+    layout: Layout,
+    asked: Packaged,
+    architecture: str,
+    packages: dict[str, Package],
+    directory: Path,
 ) -> Unpacked:
     """Make `directory`, its marker last."""
     if shutil.which("patchelf") is None:
@@ -112,20 +121,21 @@ def _unpack(
             tick(number, len(packages))
     for name in _UNREAD:
         shutil.rmtree(directory / name, ignore_errors=True)
-    emulator = directory / _EMULATOR
+    emulator = directory / (_EMULATOR + architecture)
     if not emulator.is_file():
-        raise CannotTellError(f"the packages of {asked.name} hold no {_EMULATOR}")
+        raise CannotTellError(f"the packages of {asked.name} hold no {_EMULATOR}{architecture}")
     sha256 = fetch.sha256_of(emulator)
     _tell_libraries(emulator, directory)
     firmware.collect(directory, directory / "firmware")
     found = Unpacked(
         name=asked.name,
         suite=asked.suite,
-        version=packages[asked.packages[0]].version,
+        version=packages[asked.packages[architecture][0]].version,
         qemu=emulator,
         firmware=directory / "firmware",
         sha256=sha256,
         packages={name: one.version for name, one in packages.items()},
+        architecture=architecture,
     )
     kept = {
         "name": found.name,
@@ -133,6 +143,7 @@ def _unpack(
         "version": found.version,
         "sha256": found.sha256,
         "packages": found.packages,
+        "architecture": architecture,
         "place": str(directory),
         "size": emulator.stat().st_size,
     }

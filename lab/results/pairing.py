@@ -21,7 +21,6 @@ from lab.model import Host, Model, Outcome, Pause, Result, Side
 from lab.options import GuestOptions, UpgradeOptions
 from lab.verdict import faults, harm
 from lab.vm.boards import BOARDS
-from lab.vm.cmdline import DEFAULT_BOARD
 
 #: What a table is kept in, in its directory, or in that of a test: then it has one cell.
 FILE = "pairs.json"
@@ -66,10 +65,10 @@ class PairRequest(GuestOptions):
         str,
         Option(
             f"the guest's board ({', '.join(BOARDS)}), of the newest version that both QEMUs of a "
-            "pair have, or a machine type",
+            "pair have, or a machine type (default: what the guest is made for)",
             "BOARD|TYPE",
         ),
-    ] = DEFAULT_BOARD
+    ] = ""
     repeats: Annotated[int, Option("how often each is tried; the worst answer counts", "N")] = 1
     forward_only: Annotated[bool, Option("not back as well, from the new ones to the old")] = False
 
@@ -180,9 +179,13 @@ def guest_words(asked: UpgradeOptions) -> str:
         f"guest {asked.guest}, {asked.ram_bytes // 2**20} MiB, {asked.touch} filled, "
         f"{asked.dirty_rate}/s rewritten",
         f"{asked.cpus} processor{'s' if asked.cpus > 1 else ''}",
-        f"machine {asked.machine}",
     ]
-    more = {"workload": asked.workload, "devices": asked.devices, "accelerator": asked.accel}
+    more = {
+        "machine": asked.machine,
+        "workload": asked.workload,
+        "devices": asked.devices,
+        "accelerator": asked.accel,
+    }
     return ", ".join([*words, *(f"{name} {text}" for name, text in more.items() if text)])
 
 

@@ -22,6 +22,7 @@ from lab.review import lint, qtests, suite, vmstate
 from lab.review.candidate import Base, Subject
 from lab.source import naming
 from lab.source.gnupatch import PatchError
+from lab.source.releases import X86_64
 from lab.source.series import Series, patched_tree
 from lab.vm.binary import binary_of
 
@@ -130,7 +131,7 @@ def build_part(base: Base, number: int) -> None:
         f"{asked.series.name}+upto-{number}",
         (*asked.series.patches, *base.series.patches[:number]),
     )
-    build.build(base.layout, asked.release, base.source, part, asked.options)
+    build.build(base.layout, asked.release, base.source, part, asked.options(X86_64))
 
 
 def device_state(subject: Subject) -> Iterator[Check]:

@@ -29,6 +29,9 @@ from lab.source.releases import DebianSource, PinnedFile
 
 #: Where the small guests' and the firmware's packages come from.
 SUITE = "trixie"
+#: What Debian calls the architectures of guests; the lab's own machine is the first.
+ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
+_OURS = "amd64"
 #: Suites that only source packages are taken from.
 _SOURCE_SUITES = ("sid",)
 _KEYRINGS = (
@@ -65,15 +68,15 @@ class Package:
         return self.file
 
 
-def sources_text(uri: str, keyring: Path, suite: str = SUITE) -> str:
-    """Return the private sources file, in deb822 form."""
+def sources_text(uri: str, keyring: Path, suite: str = SUITE, *, sources: bool = True) -> str:
+    """Return the private sources file, in deb822 form, the usual suite's with source packages."""
     common = (
         f"URIs: {uri}\nComponents: main\nSigned-By: {keyring}\n"
         "Languages: none\nTargets: Packages Sources\n"
     )
     # A mirror that lags serves a sid whose lists have expired.  What is taken from there is pinned
     # by SHA-256, so that an old list can offer nothing but the same files, or none.
-    if suite != SUITE:
+    if suite != SUITE or not sources:
         # Backports are built on a suite, whose other packages they use.
         below = suite.removesuffix(_BACKPORTS)
         return f"Types: deb\nSuites: {' '.join(dict.fromkeys((below, suite)))}\n{common}"
@@ -86,12 +89,14 @@ def sources_text(uri: str, keyring: Path, suite: str = SUITE) -> str:
 class AptRoot:
     """The private apt root of one layout.  Used with the layout's apt lock held.
 
-    Another suite than the usual one has a root of its own below: apt would mix them.
+    Another suite than the usual one has a root of its own below, and another architecture: apt
+    would mix them.
     """
 
-    def __init__(self, layout: Layout, suite: str = SUITE) -> None:
-        self.suite = suite
-        self.root = layout.apt if suite == SUITE else layout.apt / suite
+    def __init__(self, layout: Layout, suite: str = SUITE, architecture: str = _OURS) -> None:
+        self.suite, self.architecture = suite, architecture
+        usual = (suite, architecture) == (SUITE, _OURS)
+        self.root = layout.apt if usual else layout.apt / _called(suite, architecture)
         self.sources = self.root / "pageflip.sources"
         self.settings = self.root / "apt.conf"
         self._updated = self.root / "updated"
@@ -115,7 +120,7 @@ class AptRoot:
         dump = process.run(["apt-config", "dump"]).stdout
         keep = [line for line in dump.splitlines() if line.startswith("Acquire::")]
         own = {
-            "APT::Architecture": "amd64",
+            "APT::Architecture": self.architecture,
             # Of what two suites have (backports, and what they are built on) this one's is taken.
             "APT::Default-Release": self.suite,
             "APT::Sandbox::User": "",
@@ -160,7 +165,8 @@ class AptRoot:
                 hint="apt-get install debian-archive-keyring",
             )
         uri = mirror()
-        text = sources_text(uri, keyring, self.suite)
+        ours = self.architecture == _OURS
+        text = sources_text(uri, keyring, self.suite, sources=ours)
         try:
             age = time.time() - self._updated.stat().st_mtime
             fresh = age < _LISTS_GOOD_FOR_S and self._updated.read_text(encoding="utf-8") == text
@@ -201,19 +207,28 @@ def fetch_source(layout: Layout, source: DebianSource, into: Path) -> dict[str, 
     return {path.name: path for path in into.iterdir() if path.is_file()}
 
 
-def fetch_packages(layout: Layout, suite: str, names: Iterable[str]) -> dict[str, Path]:
-    """Return the .deb files of binary packages, by the packages' names.
+def _called(suite: str, architecture: str) -> str:
+    return suite if architecture == _OURS else f"{suite}-{architecture}"
+
+
+def fetch_packages(
+    layout: Layout, suite: str, names: Iterable[str], architecture: str = _OURS
+) -> dict[str, Path]:
+    """Return the .deb files of binary packages for `architecture`, by the packages' names.
 
     The newest in `suite` when they are first asked for; afterwards the same ones, from the cache
     and without a network.  Raises CannotTellError when one cannot be had.
     """
-    return {name: fetch.kept(layout, one) for name, one in packages(layout, suite, names).items()}
+    found = packages(layout, suite, names, architecture)
+    return {name: fetch.kept(layout, one) for name, one in found.items()}
 
 
-def packages(layout: Layout, suite: str, names: Iterable[str]) -> dict[str, Package]:
+def packages(
+    layout: Layout, suite: str, names: Iterable[str], architecture: str = _OURS
+) -> dict[str, Package]:
     """As fetch_packages, and return what is known of each (version, SHA-256)."""
     wanted = list(dict.fromkeys(names))
-    index = packages_index(layout, suite)
+    index = packages_index(layout, _called(suite, architecture))
     found = _known(layout, index, wanted)
     if len(found) == len(wanted):
         return found
@@ -221,7 +236,7 @@ def packages(layout: Layout, suite: str, names: Iterable[str]) -> dict[str, Pack
         found = _known(layout, index, wanted)
         missing = [name for name in wanted if name not in found]
         if missing:
-            found |= _fetch_missing(layout, suite, missing)
+            found |= _fetch_missing(layout, AptRoot(layout, suite, architecture), missing)
             _remember(index, found)
     return {name: found[name] for name in wanted}
 
@@ -313,8 +328,7 @@ def closure(
     return known[key]
 
 
-def _fetch_missing(layout: Layout, suite: str, names: Sequence[str]) -> dict[str, Package]:
-    root = AptRoot(layout, suite)
+def _fetch_missing(layout: Layout, root: AptRoot, names: Sequence[str]) -> dict[str, Package]:
     root.update()
     what = f"the packages {', '.join(names)}"
     with fetch.scratch(layout.downloads / "debs") as directory:
@@ -323,7 +337,8 @@ def _fetch_missing(layout: Layout, suite: str, names: Sequence[str]) -> dict[str
         found = {one.package: one for one in parse_uris(listed)}
         absent = [name for name in names if name not in found]
         if absent:
-            raise CannotTellError(f"{suite} has no package {', '.join(absent)}", hint=OTHER_SITE)
+            lacking = f"{root.suite} has no package {', '.join(absent)} for {root.architecture}"
+            raise CannotTellError(lacking, hint=OTHER_SITE)
         megabytes = sum(one.size for one in found.values()) // 10**6
         with step(f"downloading {_few(list(found))} ({megabytes} MB)") as tick:
             for start in range(0, len(names), _BATCH):

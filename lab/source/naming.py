@@ -34,19 +34,27 @@ class Named:
     #: The same with the release's own name, where its version or role was said.
     name: str
 
-    @property
-    def options(self) -> BuildOptions:
-        """What its build is asked for."""
-        return self.releases.options(self.flavour)
+    def options(self, architecture: str) -> BuildOptions:
+        """Return what its build is asked for, to run guests of that architecture.
+
+        Raises UsageError for one that is not known.
+        """
+        if architecture not in self.releases.architectures:
+            known = ", ".join(self.releases.architectures)
+            raise UsageError(f"no guest {architecture!r} is known here", hint=f"one of: {known}")
+        return self.releases.options(self.flavour, architecture)
 
 
 @dataclass(frozen=True)
 class Packaged:
-    """A QEMU that a distribution ships: what it is called, its suite, and the packages to take."""
+    """A QEMU that a distribution ships: what it is called, its suite, and the packages to take.
+
+    ``packages`` has them by the architecture of the guests that they run.
+    """
 
     name: str
     suite: str
-    packages: tuple[str, ...]
+    packages: dict[str, tuple[str, ...]]
 
 
 def is_path(name: str) -> bool:

@@ -19,6 +19,8 @@ from lab.base.errors import UsageError
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9.+~_-]*$")]
 Sha1 = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+#: The architecture of guests that nothing is said of, as QEMU calls it.
+X86_64 = "x86_64"
 # What follows is put on command lines: nothing that a program could take for an option.
 Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9.+~:_-]*$")]
 
@@ -120,17 +122,28 @@ class Flavour(Strict):
 class BuildOptions(Flavour):
     """What is asked of QEMU's configure, and of ninja; in the file, in every flavour.
 
-    ``flavour`` is in the file the usual one, in `Releases.options` the one they are of.
+    ``flavour`` is in the file the usual one, in `Releases.options` the one they are of; so is
+    ``architecture``, the guest's.
     """
 
     targets: tuple[Word, ...]
     flavour: Word
+    architecture: Word = X86_64
+
+
+class Architecture(Strict):
+    """What is asked of QEMU's configure for guests of one architecture."""
+
+    configure: tuple[str, ...] = ()
 
 
 class Distribution(Strict):
-    """QEMUs as a distribution ships them: the packages to take, and its suites by their names."""
+    """QEMUs as a distribution ships them: the packages to take, and its suites by their names.
 
-    packages: tuple[Word, ...]
+    The packages are those of the guest's architecture.
+    """
+
+    packages: dict[Word, tuple[Word, ...]]
     suites: dict[Word, Word]
 
 
@@ -146,6 +159,7 @@ class Releases(Strict):
     roles: Roles
     build: BuildOptions
     flavours: dict[Word, Flavour]
+    architectures: dict[Word, Architecture] = {X86_64: Architecture()}
     distributions: dict[Word, Distribution] = {}
     upstream: Upstream
     releases: dict[Word, Release]
@@ -171,14 +185,16 @@ class Releases(Strict):
         """The release that they are moved to."""
         return self.get(self.roles.new)
 
-    def options(self, flavour: str) -> BuildOptions:
-        """Return what a build of `flavour` (one of ``flavours``) is asked for."""
-        its = self.flavours[flavour]
+    def options(self, flavour: str, architecture: str = X86_64) -> BuildOptions:
+        """Return what a build of `flavour` is asked for, both being among those of the file."""
+        its, guest = self.flavours[flavour], self.architectures[architecture]
+        wanted = (*self.build.configure, *its.configure, *guest.configure)
         return BuildOptions(
-            configure=(*self.build.configure, *its.configure),
+            configure=(f"--target-list={architecture}-softmmu", *wanted),
             libraries=self.build.libraries | its.libraries,
-            targets=self.build.targets,
+            targets=(f"qemu-system-{architecture}", *self.build.targets),
             flavour=flavour,
+            architecture=architecture,
         )
 
     @model_validator(mode="after")

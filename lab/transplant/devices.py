@@ -13,6 +13,7 @@ from lab.base.deadline import Deadline
 from lab.base.errors import CannotTellError, LabError
 from lab.transplant import blocks
 from lab.transplant.blocks import RamBlock
+from lab.transplant.stream import Configuration
 from lab.vm.binary import Binary
 from lab.vm.monitor import QmpError
 from lab.vm.qemu import Qemu
@@ -27,6 +28,8 @@ _NORMAL = "normal"
 _SAVING = "save-vm"
 #: Where QEMU opens a descriptor that it was given with add-fd.
 _FDSET = "/dev/fdset/{}"
+#: ARM's pages are of any size; the board virt says 4096 bytes at least (hw/arm/virt.c).
+_VIRT_PAGE_BITS = 12
 #: Which failure the probe for blockers ends in, when there is none: this descriptor is not there.
 _NOWHERE = "pageflip-nowhere"
 
@@ -86,10 +89,22 @@ def hmp(qemu: Qemu, line: str) -> str:
     return str(qemu.monitor.execute("human-monitor-command", {"command-line": line}))
 
 
-def machine(qemu: Qemu) -> str:
-    """Return its machine type, as a migration stream names it."""
+def configuration(qemu: Qemu) -> Configuration:
+    """Return what its migration stream says of the machine.
+
+    Raises CannotTellError for one of which the size of its pages is not known.
+    """
     told = qemu.monitor.execute("qom-get", {"path": "/machine", "property": "type"})
-    return str(told).removesuffix("-machine")
+    machine = str(told).removesuffix("-machine")
+    architecture = qemu.monitor.execute("query-target")["arch"]
+    if architecture == "x86_64":
+        return Configuration(machine)
+    if architecture == "aarch64" and machine.startswith("virt-"):
+        return Configuration(machine, _VIRT_PAGE_BITS)
+    raise CannotTellError(
+        f"the state of devices alone is not understood for {machine} of {architecture}",
+        hint="another mechanism may move this guest: ./pageflip preflight",
+    )
 
 
 def save(old: Qemu, deadline: Deadline, *, live: bool) -> bytes:

@@ -24,7 +24,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=["all"],
         help="old, new, a release (./pageflip releases), stock:RELEASE, RELEASE+DIR (the series in "
         "DIR on top), FLAVOUR:RELEASE, debian:SUITE, guest-NAME, guests, all (the default); a "
-        "guest with a disk only by its name",
+        "guest with a disk, or of another architecture, only by its name",
+    )
+    parser.add_argument(
+        "--guest",
+        metavar="NAME",
+        default="tiny",
+        help="QEMUs are built for guests of this one's architecture (default: tiny)",
     )
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help="also put links to what was built there"
@@ -35,13 +41,18 @@ def run(options: argparse.Namespace) -> int:
     """Carry out the verb: build, and print where it is."""
     layout = Layout.default()
     guests, plain = images.load_guests(layout), [f"guest-{name}" for name in images.plain(layout)]
+    architecture = images.named(layout, options.guest).architecture
     several = {"all": ["old", "new", *plain], "guests": plain}
     for what in dict.fromkeys(one for it in options.what for one in several.get(it, [it])):
         if (name := what.removeprefix("guest-")) != what and name in guests:
             _show(what, vars(images.build(name, layout)), options.output)
         else:
             asked = naming.packaged(layout, what)
-            made = packaged.prepare(layout, asked) if asked else build.by_name(layout, what)
+            made: packaged.Unpacked | build.Built
+            if asked:
+                made = packaged.prepare(layout, asked, architecture)
+            else:
+                made = build.by_name(layout, what, architecture)
             _show(f"qemu-{what.replace('/', '-')}", vars(made), options.output)
     return ExitCode.PASS
 

@@ -25,6 +25,7 @@ from lab.guest import images
 from lab.host import cgroup, facts, userfault
 from lab.live import journal
 from lab.pair import build, firmware, toolchain
+from lab.source.releases import X86_64
 from lab.vm import accel
 from lab.vm.cmdline import Machine
 
@@ -157,7 +158,7 @@ def builds(layout: Layout) -> Iterator[Finding]:
     else:
         yield Finding("submodule", "ok", "qemu/ is empty: sources come from elsewhere")
     found = build.existing(layout)
-    text = ", ".join(f"{one.version} ({one.series}, {one.flavour})" for one in found)
+    text = ", ".join(f"{one.version} ({one.series}, {one.kind})" for one in found)
     if found:
         yield Finding("builds", "ok", text)
     else:
@@ -166,7 +167,7 @@ def builds(layout: Layout) -> Iterator[Finding]:
 
 def accelerators(layout: Layout) -> Iterator[Finding]:
     """Boot each guest with each accelerator; not those that it takes a download more to make."""
-    found = build.existing(layout)
+    found = [built for built in build.existing(layout) if built.architecture == X86_64]
     if not found:
         text = "not tried: no build yet"
         yield Finding("accelerators", "note", text, "./pageflip build, then doctor again")

@@ -69,10 +69,11 @@ def _say(image: GuestImage) -> None:
 
 def _shell(layout: Layout, wanted: argparse.Namespace) -> int:
     """Boot a guest with its console here; the exit code is QEMU's."""
-    if not isinstance(images.named(layout, wanted.name), LinuxGuest):
+    guest = images.named(layout, wanted.name)
+    if not isinstance(guest, LinuxGuest):
         raise UsageError(f"guest {wanted.name} has no shell", hint="take tiny or debian")
     ram_bytes = options.size(wanted.ram)
-    qemu = binary_of(layout, wanted.qemu)
+    qemu = binary_of(layout, wanted.qemu, guest.architecture)
     image = images.build(wanted.name, layout)
     with socket_directory(roomy=bool(image.disk)) as sockets:
         machine = Machine(
@@ -85,6 +86,8 @@ def _shell(layout: Layout, wanted: argparse.Namespace) -> int:
             serial_log=sockets / "serial.log",
             accel="tcg",
             ram_bytes=ram_bytes,
+            machine_type=guest.board,
+            cpu=image.cpu,
             disk=disk.overlay(image.disk, sockets),
         )
         chosen = accel.choose(layout, wanted.accel, machine)

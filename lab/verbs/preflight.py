@@ -16,7 +16,7 @@ from lab.base.errors import ExitCode, UsageError
 from lab.base.layout import Layout
 from lab.base.progress import note
 from lab.base.record import as_json
-from lab.live.look import Running, find, look
+from lab.live.look import Running, emulated, find, look
 from lab.live.preflight import Preflight, examine, successor
 from lab.managers.upgrade import examine as examined
 from lab.vm import binary
@@ -97,8 +97,8 @@ def _looked_at(given: argparse.Namespace) -> tuple[Running, Binary]:
         return examined(manager, guest), new
     if not given.new:
         raise UsageError("it is not said what to upgrade to", "name it with --new")
-    find(given.qemu)  # before a QEMU is built for it
-    new = binary.binary_of(layout, given.new)
+    pid, _ = find(given.qemu)  # before a QEMU is built for it
+    new = binary.binary_of(layout, given.new, emulated(pid))
     return look(given.qemu), new
 
 

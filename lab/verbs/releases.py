@@ -76,9 +76,7 @@ def _built(layout: Layout, releases: Releases) -> Iterator[Line]:
         number = len(load_series(layout.patches / name).patches)
         what = [f"QEMU {release.version}", f"{number} patches" if number else "no series"]
         what += [f"the default for --{role}" for role in roles]
-        found = dict.fromkeys(
-            f"{one.series} ({one.flavour})" for one in there if one.release == name
-        )
+        found = dict.fromkeys(f"{one.series} ({one.kind})" for one in there if one.release == name)
         yield Line(name, ", ".join(what), ", ".join(found))
 
 

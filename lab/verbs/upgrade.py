@@ -101,8 +101,8 @@ def _check_options(given: argparse.Namespace) -> None:
         raise UsageError(f"--patience {given.patience}: one millisecond is the least")
 
 
-def _check_different(names: Sequence[str]) -> None:
-    """Raise UsageError for what is no running QEMU, and for one that is named twice."""
+def _check_different(names: Sequence[str]) -> list[int]:
+    """Return the processes; raise UsageError for what is no running QEMU, or is named twice."""
     seen: dict[int, str] = {}
     for name in names:
         pid, _ = look.find(name)
@@ -111,14 +111,15 @@ def _check_different(names: Sequence[str]) -> None:
                 f"--pid {seen[pid]} {name}: both are process {pid}", hint="name each QEMU once"
             )
         seen[pid] = name
+    return list(seen)
 
 
 def _running(given: argparse.Namespace, asked: Asked) -> int:
     """Do what ``pageflip upgrade --pid`` says, or ``pageflip rehearse --pid``."""
     _check_options(given)
-    _check_different(given.pid)
+    first = _check_different(given.pid)[0]
     layout = Layout.default().into(given.out)
-    new = binary.binary_of(layout, given.new)
+    new = binary.binary_of(layout, given.new, look.emulated(first))
     plans = [planning.plan(what, new, given.mechanism, asked) for what in given.pid]
     if given.dry_run:
         return _show(plans, asked)

@@ -18,6 +18,7 @@ from lab.base.layout import Layout, socket_directory
 from lab.model import Side
 from lab.pair import build, packaged
 from lab.source import naming
+from lab.source.releases import X86_64
 from lab.vm.monitor import monitor
 
 _VERSION = re.compile(r"QEMU emulator version (\S+)")
@@ -40,6 +41,8 @@ class Binary:
     localhost_arguments: frozenset[str] = frozenset()
     #: The machine types that it lists, aliases not among them.
     machines: frozenset[str] = frozenset()
+    #: What its guests are (query-target).
+    architecture: str = X86_64
     #: Its own firmware, where it comes with one.
     firmware: Path | None = None
 
@@ -56,7 +59,7 @@ def inspect(path: Path, release: str | None = None) -> Binary:
     Raises UsageError when it is not a QEMU system emulator that can be run.
     """
     path = path.absolute()
-    hint = "give a release (./pageflip releases) or the path of a qemu-system-x86_64"
+    hint = "give a release (./pageflip releases) or the path of a qemu-system-*"
     try:
         if not path.is_file() or not os.access(path, os.X_OK):
             raise UsageError(f"{path}: no such program", hint)
@@ -80,20 +83,25 @@ def inspect(path: Path, release: str | None = None) -> Binary:
         sha256_of(path),
         release,
         machines=told.machines,
+        architecture=told.architecture,
     )
 
 
-def binary_of(layout: Layout, name: str) -> Binary:
+def binary_of(layout: Layout, name: str, architecture: str = X86_64) -> Binary:
     """Return the QEMU that `name` says: a path, or what it names is fetched or built.
 
-    Raises UsageError for what is not known, CannotTellError when it cannot be built.
+    Raises UsageError for what is not known or runs guests of another `architecture`,
+    CannotTellError when it cannot be built.
     """
     if naming.is_path(name):
-        return inspect(Path(name))
-    if asked := naming.packaged(layout, name):
-        theirs = packaged.prepare(layout, asked)
-        return replace(inspect(theirs.qemu, name), firmware=theirs.firmware)
-    return inspect(build.by_name(layout, name).qemu, naming.pinned(layout, name))
+        found = inspect(Path(name))
+    elif asked := naming.packaged(layout, name):
+        theirs = packaged.prepare(layout, asked, architecture)
+        found = replace(inspect(theirs.qemu, name), firmware=theirs.firmware)
+    else:
+        made = build.by_name(layout, name, architecture)
+        found = inspect(made.qemu, naming.pinned(layout, name))
+    return found
 
 
 def told_by_itself(
@@ -104,6 +112,7 @@ def told_by_itself(
     sha256: str = "",
     release: str | None = None,
     machines: frozenset[str] = frozenset(),
+    architecture: str = X86_64,
 ) -> Binary:
     """Return what a QEMU's own schema (query-qmp-schema) and commands say that it can do."""
     return Binary(
@@ -116,6 +125,7 @@ def told_by_itself(
         frozenset(_enum_values(schema, "localhost-migrate", "mechanism")),
         frozenset(_arguments(schema, "localhost-migrate")),
         machines,
+        architecture,
     )
 
 
@@ -126,6 +136,7 @@ class _Told:
     schema: list[dict[str, Any]]
     commands: frozenset[str]
     machines: frozenset[str]
+    architecture: str
 
 
 def _ask(path: Path) -> _Told:
@@ -161,6 +172,7 @@ def _ask(path: Path) -> _Told:
                     qmp.execute("query-qmp-schema"),
                     frozenset(c["name"] for c in qmp.execute("query-commands")),
                     frozenset(m["name"] for m in qmp.execute("query-machines")),
+                    qmp.execute("query-target")["arch"],
                 )
 
 

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from pathlib import Path
 
 from lab.base.errors import UsageError
 
-#: What the versioned types of a board begin with.
-BOARDS = {"q35": "pc-q35-", "i440fx": "pc-i440fx-"}
+#: What the versioned types of a board begin with; the last is for guests of ARM.
+BOARDS = {"q35": "pc-q35-", "i440fx": "pc-i440fx-", "virt": "virt-"}
 _VERSION = re.compile(r"\d+(?:\.\d+)+")
 
 
@@ -38,12 +39,22 @@ def common(wanted: str, old: Iterable[str], new: Iterable[str]) -> str:
     if wanted in both:
         return wanted
     lacking = [name for name, its in (("old", ours), ("new", theirs)) if wanted not in its]
-    what = {prefix: newest(both, prefix) for prefix in BOARDS.values()}
-    offered = [*BOARDS, *filter(None, what.values())]
+    what = {board: newest(both, prefix) for board, prefix in BOARDS.items()}
+    there = {board: name for board, name in what.items() if name}
+    offered = [*there, *there.values()]
     raise UsageError(
         f"--machine {wanted}: the {' and the '.join(lacking)} QEMU has no such machine type",
         hint=f"one of: {', '.join(offered)}",
     )
+
+
+def check_architecture(guest: str, wanted: str, qemu: Path, architecture: str) -> None:
+    """Raise UsageError where `qemu` runs guests of another architecture than the guest's."""
+    if architecture != wanted:
+        raise UsageError(
+            f"{qemu} runs guests of {architecture}, and {guest} is one of {wanted}",
+            hint=f"give a qemu-system-{wanted}, or another --guest",
+        )
 
 
 def newest(names: Iterable[str], prefix: str) -> str:

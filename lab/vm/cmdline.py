@@ -82,6 +82,8 @@ class Machine:
     #: With Backing.FILE, the file.
     ram_file: Path | None = None
     machine_type: str = DEFAULT_BOARD
+    #: What -cpu takes, where the board's own is not what the guest is made for.
+    cpu: str = ""
     incoming: tuple[str, ...] = ()
     nics: tuple[Nic, ...] = ()
     #: What else it has, as -device takes it.
@@ -233,6 +235,8 @@ def _board(machine: Machine) -> list[str]:
         "-smp",
         str(machine.cpus),
     ]
+    if machine.cpu:
+        board += ["-cpu", machine.cpu]
     if machine.backing is not Backing.PRIVATE:
         how = "share=on"
         if machine.backing is Backing.HUGETLB:

@@ -101,9 +101,7 @@ class Agent:
 
 
 @pytest.fixture(scope="session")
-def binary(
-    tmp_path_factory: pytest.TempPathFactory, compile_once: Callable[[Path, Path], None]
-) -> Path:
+def binary(tmp_path_factory: pytest.TempPathFactory, compile_once: Callable[..., None]) -> Path:
     if reason := needs.static_c():
         pytest.skip(reason)
     path = tmp_path_factory.mktemp("agent") / "agent"

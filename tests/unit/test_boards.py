@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from lab.base.errors import UsageError
@@ -29,6 +31,7 @@ _NEW = ["pc-q35-9.2", "pc-q35-10.0", "pc-q35-10.2", "pc-q35-11.0", "microvm", "n
         ("i440fx", _OLD, _OLD, "pc-i440fx-9.2"),
         ("pc-q35-9.2", _OLD, _NEW, "pc-q35-9.2"),
         ("microvm", _OLD, _NEW, "microvm"),
+        ("virt", ["virt-10.0", "virt-9.2"], ["virt-10.0", "virt-11.0"], "virt-10.0"),
     ],
 )
 def test_the_newest_that_both_have(wanted: str, old: list[str], new: list[str], found: str) -> None:
@@ -54,3 +57,9 @@ def test_a_type_that_one_lacks_is_answered_with_what_both_have(wanted: str, lack
         boards.common(wanted, _OLD, _NEW)
     assert lacking in caught.value.message
     assert "pc-q35-10.0" in caught.value.hint
+
+
+def test_a_qemu_for_other_guests_is_told() -> None:
+    boards.check_architecture("tiny", "x86_64", Path("/q"), "x86_64")
+    with pytest.raises(UsageError, match="/q runs guests of x86_64, and arm is one of aarch64"):
+        boards.check_architecture("arm", "aarch64", Path("/q"), "x86_64")

@@ -359,9 +359,9 @@ def test_the_verb_links_and_records(
     make: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     built = make()
-    monkeypatch.setattr(build, "by_name", lambda _layout, name: {"new": built}[name])
+    monkeypatch.setattr(build, "by_name", lambda _layout, name, *_: {"new": built}[name])
     output = tmp_path / "out put"
-    options = argparse.Namespace(what=["new"], output=output)
+    options = argparse.Namespace(what=["new"], guest="tiny", output=output)
     assert builds.run(options) == 0
     assert builds.run(options) == 0
     assert (output / "qemu-new" / _QEMU).resolve() == built.qemu

@@ -124,3 +124,11 @@ def test_a_guest_has_the_devices_that_were_asked_for_under_both() -> None:
         words = machine.argv()
         given = [words[place + 1] for place, word in enumerate(words) if word == "-device"]
         assert tuple(given[-2:]) == more
+
+
+def test_a_processor_is_named_where_the_board_has_not_the_guest_s() -> None:
+    assert "-cpu" not in OLD.argv()
+    other = dataclasses.replace(OLD, cpu="cortex-a72")
+    words = other.argv()
+    assert words[words.index("-cpu") + 1] == "cortex-a72"
+    assert successor(other).cpu == "cortex-a72"

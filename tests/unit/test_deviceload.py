@@ -151,7 +151,9 @@ def test_memory_that_is_told_in_an_unknown_way_is_refused(words: str) -> None:
 def test_pages_are_in_the_stream_s_last_section() -> None:
     state = b"QEVM\0\0\0\3\x04x\0"
     page = RamPage("ram0", 0xC1000, bytes(range(256)) * 16)
-    one, none = (stream.complete(state, "pc", BLOCKS, pages) for pages in ([page], []))
+    one, none = (
+        stream.complete(state, stream.Configuration("pc"), BLOCKS, pages) for pages in ([page], [])
+    )
     told = struct.pack(">Q", 0xC1008) + b"\x04ram0" + page.data
     assert told in one
     assert one.replace(told, b"") == none

@@ -164,7 +164,9 @@ def test_guests_that_take_a_download_are_not_tried(
         made.append(name)
         return image
 
-    monkeypatch.setattr(build, "existing", lambda _layout: [SimpleNamespace(qemu=Path("q"))])
+    monkeypatch.setattr(
+        build, "existing", lambda _layout: [SimpleNamespace(qemu=Path("q"), architecture="x86_64")]
+    )
     monkeypatch.setattr(firmware, "prepare", lambda _layout: Path("f"))
     monkeypatch.setattr(images, "build", make)
     monkeypatch.setattr(

@@ -15,8 +15,9 @@ from pathlib import Path
 import needs
 import pytest
 
-from lab.base.errors import CannotTellError, UsageError
+from lab.base.errors import CannotTellError, PreconditionError, UsageError
 from lab.base.layout import CHECKOUT, Layout
+from lab.guest import compiler
 from lab.guest import images as guest
 
 KERNEL = "linux-image-9.9.9+deb99-cloud-amd64"
@@ -73,7 +74,7 @@ class Mirror:
 
 @pytest.fixture
 def mirror(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compile_once: Callable[[Path, Path], None]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compile_once: Callable[..., None]
 ) -> Mirror:
     for tool in ("dpkg-deb", "cpio"):
         if not shutil.which(tool):
@@ -157,6 +158,66 @@ def test_image_has_what_the_guest_asks_for(layout: Layout, mirror: Mirror, tmp_p
     assert (root / "modules/net_failover.ko").read_bytes() == _module("failover")
     assert os.access(root / "init", os.X_OK)
     assert str(tmp_path).encode() not in _initrd(image).read_bytes()
+
+
+_OTHER = """
+[other]
+description = "a guest of another architecture"
+architecture = "aarch64"
+board = "virt"
+cpu = "cortex-a72"
+sources = "tiny"
+suite = "trixie"
+kernel = "linux-image-cloud-amd64"
+packages = ["busybox-static"]
+libraries = ["libc6-dev"]
+modules = []
+append = "quiet"
+
+[other.files]
+"bin/busybox" = "usr/bin/busybox"
+"""
+
+
+def test_a_guest_of_another_architecture_is_made_of_its_packages(
+    layout: Layout, mirror: Mirror, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the agent is compiled by that compiler, with their libraries."""
+    (layout.guests / "guests.toml").write_text(TOML + _OTHER)
+    mirror.add("libc6-dev", {"usr/include/stdio.h": b""})
+    fetched, compiled = [], []
+
+    def fetch(layout: Layout, suite: str, names: list[str], architecture: str) -> dict[str, Path]:
+        fetched.append((architecture, *names))
+        return mirror.fetch(layout, suite, names)
+
+    def compile_agent(_source: Path, target: Path, *, compiler: str, extra: list[str]) -> None:
+        [sysroot] = (Path(word.removeprefix("--sysroot=")) for word in extra)
+        assert (sysroot / "usr" / "include" / "stdio.h").is_file()
+        compiled.append(compiler)
+        target.write_bytes(b"agent")
+
+    monkeypatch.setattr(guest, "compile_agent", compile_agent)
+    monkeypatch.setattr(compiler, "version", lambda name: f"{name} 1.0")
+    real, there = shutil.which, ["aarch64-linux-gnu-gcc"]
+
+    def which(name: str, **how: str) -> str | None:
+        return next(iter(there), None) if name.endswith("-gcc") else real(name, **how)
+
+    monkeypatch.setattr(compiler.shutil, "which", which)
+    image = guest.build("other", layout, lambda _text: None, fetch=fetch)
+    assert image.cpu == "cortex-a72"
+    assert compiled == ["aarch64-linux-gnu-gcc"]
+    wanted = ("linux-image-cloud-amd64", "busybox-static", "libc6-dev")
+    assert fetched == [("arm64", *wanted), ("arm64", KERNEL)]
+    assert guest.plain(layout) == ["tiny"], "it takes more than packages.txt must have"
+
+    monkeypatch.setattr(
+        compiler.shutil, "which", lambda name: None if "gcc" in name else real(name)
+    )
+    with pytest.raises(PreconditionError, match="no compiler for guests of aarch64") as caught:
+        guest.build("other", layout, lambda _text: None, fetch=fetch)
+    assert caught.value.hint == "apt-get install gcc-aarch64-linux-gnu"
 
 
 def test_same_ingredients_same_bits(
@@ -260,7 +321,7 @@ def test_the_guests_we_ship_are_well_formed() -> None:
         assert one.description
         assert one.smallest_ram_mib > one.reserve_mib
         if isinstance(one, guest.LinuxGuest):
-            assert os.access(layout.guests / name / "init", os.X_OK)
+            assert os.access(layout.guests / (one.sources or name) / "init", os.X_OK)
         else:
             assert all((layout.guests / source).is_file() for source in one.shared)
 
@@ -274,5 +335,5 @@ def test_meson_builds_every_guest() -> None:
     default = Layout.default()
     text = (default.checkout / "meson.build").read_text()
     listed = re.findall(r"guest_names \+?= (.*)", text)
-    names = re.findall(r"'(\w+)'", " ".join(listed))
+    names = re.findall(r"'([\w-]+)'", " ".join(listed))
     assert sorted(names) == sorted(guest.load_guests(default))

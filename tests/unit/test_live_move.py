@@ -18,7 +18,7 @@ from lab import cli
 from lab.base import process
 from lab.base.errors import PreconditionError, UsageError
 from lab.base.layout import Layout
-from lab.live import move, planning, start
+from lab.live import look, move, planning, start
 from lab.live.move import Mover
 from lab.live.moved import Moved
 from lab.live.planning import Plan
@@ -196,6 +196,20 @@ def running(sockets: Path) -> Iterator[tuple[str, str]]:
             child.kill()
 
 
+@pytest.mark.parametrize(
+    ("name", "architecture"),
+    [
+        ("/usr/bin/qemu-system-aarch64", "aarch64"),
+        ("qemu-system-x86_64", "x86_64"),
+        ("/usr/libexec/qemu-kvm", "x86_64"),
+    ],
+)
+def test_what_a_qemu_emulates_is_in_its_name(name: str, architecture: str) -> None:
+    argv = [name, "-c", "input()"]
+    with subprocess.Popen(argv, executable=sys.executable, stdin=subprocess.PIPE) as child:
+        assert look.emulated(child.pid) == architecture
+
+
 def test_a_process_is_named_once(
     running: tuple[str, str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -219,7 +233,7 @@ def test_the_new_qemu_has_the_same_names_everywhere(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    def built(_layout: Layout, asked: str) -> None:
+    def built(_layout: Layout, asked: str, _architecture: str) -> None:
         raise UsageError(f"to be built: {asked}")
 
     def inspected(path: Path, _release: str = "") -> None:

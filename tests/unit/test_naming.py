@@ -10,6 +10,7 @@ import pytest
 from lab.base.errors import UsageError
 from lab.base.layout import CHECKOUT, Layout
 from lab.source import naming
+from lab.source.releases import X86_64
 
 LAYOUT = Layout(CHECKOUT, CHECKOUT, CHECKOUT)
 
@@ -51,13 +52,13 @@ def test_a_flavour_is_said_before_the_name(name: str, slim: str) -> None:
     assert naming.slim(name) == slim
     if not naming.is_path(name) and "+" not in name:
         made = naming.named(LAYOUT, slim)
-        assert made.flavour == slim.partition(":")[0] == made.options.flavour
+        assert made.flavour == slim.partition(":")[0] == made.options(X86_64).flavour
         assert made.series == naming.named(LAYOUT, name).series
     assert naming.stock(slim) == naming.stock(naming.stock(slim))
 
 
 def test_the_full_flavour_is_what_a_distribution_has() -> None:
-    full, slim = (naming.named(LAYOUT, name).options for name in ("full:new", "slim:new"))
+    full, slim = (naming.named(LAYOUT, name).options(X86_64) for name in ("full:new", "slim:new"))
     assert full.flavour == "full"
     assert set(slim.configure) < set(full.configure)
     assert {"seccomp", "vnc", "spice", "gnutls", "libusb"} <= full.libraries.keys()
@@ -83,3 +84,15 @@ def test_another_series_goes_on_top(base: str, tmp_path: Path) -> None:
 def test_what_is_not_there_is_wrong_usage(name: str) -> None:
     with pytest.raises(UsageError):
         naming.named(LAYOUT, name)
+
+
+def test_the_architecture_is_said_beside_the_name() -> None:
+    """The usual one as it always was: what is built for it keeps its key."""
+    made = naming.named(LAYOUT, "new")
+    for architecture in ("x86_64", "aarch64"):
+        options = made.options(architecture)
+        assert options.configure[0] == f"--target-list={architecture}-softmmu"
+        assert options.targets == (f"qemu-system-{architecture}", "qemu-img")
+        assert ("--enable-fdt=system" in options.configure) == (architecture == "aarch64")
+    with pytest.raises(UsageError, match="no guest 'z80' is known"):
+        made.options("z80")

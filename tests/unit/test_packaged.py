@@ -20,7 +20,7 @@ from lab.source import debian, fetch, naming
 from lab.source.debian import Package
 from lab.source.naming import Packaged
 
-_ASKED = Packaged("debian:13", "trixie", ("qemu-system-x86",))
+_ASKED = Packaged("debian:13", "trixie", {"x86_64": ("qemu-system-x86",)})
 _LIBRARIES = "usr/lib/x86_64-linux-gnu"
 Prepare = Callable[[], Unpacked]
 
@@ -119,7 +119,9 @@ def test_without_patchelf_it_is_refused(prepare: Prepare, monkeypatch: pytest.Mo
 def test_a_distribution_is_named_by_its_suite() -> None:
     layout = Layout(CHECKOUT, CHECKOUT, CHECKOUT)
     found = naming.packaged(layout, "debian:12-backports")
-    assert found == Packaged("debian:12-backports", "bookworm-backports", ("qemu-system-x86",))
+    assert found is not None
+    assert (found.name, found.suite) == ("debian:12-backports", "bookworm-backports")
+    assert found.packages["x86_64"] == ("qemu-system-x86",)
     assert naming.packaged(layout, "stock:old") is None
     assert naming.pinned(layout, "debian:sid") == "debian:sid"
     assert not naming.is_built(layout, "debian:sid")

@@ -51,7 +51,7 @@ class World:
     becomes: Callable[[UpgradeOptions], dict[str, Any]] = lambda _options: {}
     asked: list[str] = field(default_factory=list)
 
-    def binary_of(self, _layout: Layout, name: str) -> Binary:
+    def binary_of(self, _layout: Layout, name: str, _architecture: str) -> Binary:
         if name == "/gone":
             raise CannotTellError("no mirror has it")
         return Binary(

@@ -96,7 +96,7 @@ OK, FAILED = TestResult(QtestOutcome.OK), TestResult(QtestOutcome.FAILED)
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     world = World(tmp_path)
-    named = lambda _layout, name: SimpleNamespace(qemu=Path("/built") / name)  # noqa: E731
+    named = lambda _layout, name, *_architecture: SimpleNamespace(qemu=Path("/built") / name)  # noqa: E731
     monkeypatch.setattr(build, "by_name", named)
     monkeypatch.setattr(build, "driver", lambda _layout, name: Path("/driver") / name)
     monkeypatch.setattr(binary, "inspect", world.inspect)

@@ -7,6 +7,8 @@ import platform
 import socket
 import struct
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import needs
 import pytest
@@ -16,9 +18,10 @@ from lab.base.errors import CannotTellError
 from lab.base.layout import Layout
 from lab.host import facts
 from lab.mechanisms import transplant
-from lab.transplant import blocks, helper, stream
+from lab.transplant import blocks, devices, helper, stream
 from lab.transplant.blocks import RamBlock
 from lab.transplant.channel import MAGIC, REPLY, VERSION, Channel, HelperError, Order, pack
+from lab.transplant.stream import Configuration
 
 OLD = """\
               Block Name    PSize              Offset               Used              Total
@@ -52,10 +55,10 @@ def test_a_list_that_is_not_understood_is_refused(text: str) -> None:
 
 
 def test_a_device_state_becomes_a_stream() -> None:
-    devices = b"\x04devices"
+    saved = b"\x04devices"
     made = stream.complete(
-        b"QEVM\0\0\0\3" + devices + b"\0",
-        "pc-q35-7.2",
+        b"QEVM\0\0\0\3" + saved + b"\0",
+        Configuration("pc-q35-7.2"),
         [RamBlock("pc.ram", 0, 0x1000, 0x1000), RamBlock("rom", 0x2000, 0x3000, 0x8000)],
     )
     sections = struct.pack(">I", 0x7FFFFFF0)
@@ -68,7 +71,7 @@ def test_a_device_state_becomes_a_stream() -> None:
             b"\x06pc.ram" + struct.pack(">Q", 0x1000) + b"\x03rom" + struct.pack(">Q", 0x3000),
             end,
             b"\x03" + sections + end,
-            devices + b"\0",
+            saved + b"\0",
             b"\x06" + struct.pack(">I", 2) + b"{}",
         )
     )
@@ -77,7 +80,41 @@ def test_a_device_state_becomes_a_stream() -> None:
 @pytest.mark.parametrize("state", [b"", b"QEVM\0\0\0\3\0", b"QEVM\0\0\0\2\1\0", b"QEVM\0\0\0\3\4x"])
 def test_what_is_no_whole_device_state_is_refused(state: bytes) -> None:
     with pytest.raises(CannotTellError, match="device state"):
-        stream.complete(state, "pc", [])
+        stream.complete(state, Configuration("pc"), [])
+
+
+def test_a_target_with_pages_of_any_size_says_which() -> None:
+    """As vmstate_target_page_bits has it (migration/savevm.c)."""
+    state = b"QEVM\0\0\0\3\x04x\0"
+    fixed, told = (
+        stream.complete(state, Configuration("virt-10.0", bits), []) for bits in (None, 12)
+    )
+    name = b"configuration/target-page-bits"
+    more = b"\x05" + bytes([len(name)]) + name + struct.pack(">II", 1, 12)
+    assert told == fixed.replace(b"virt-10.0", b"virt-10.0" + more)
+
+
+@pytest.mark.parametrize(
+    ("machine", "architecture", "found"),
+    [
+        ("pc-q35-10.0-machine", "x86_64", Configuration("pc-q35-10.0")),
+        ("virt-10.0-machine", "aarch64", Configuration("virt-10.0", 12)),
+        ("raspi3b-machine", "aarch64", None),
+        ("virt-10.0-machine", "riscv64", None),
+    ],
+)
+def test_the_configuration_is_of_the_machine(
+    machine: str, architecture: str, found: Configuration | None
+) -> None:
+    told = {"qom-get": machine, "query-target": {"arch": architecture}}
+    answers = SimpleNamespace(execute=lambda command, _arguments=None: told[command])
+    qemu = cast("Any", SimpleNamespace(monitor=answers))
+    if found:
+        assert devices.configuration(qemu) == found
+        return
+    said = f"not understood for {machine[:5]}.* {architecture}"
+    with pytest.raises(CannotTellError, match=said):
+        devices.configuration(qemu)
 
 
 def answer(kind: int, serial: int, payload: bytes, length: int | None = None) -> bytes:
