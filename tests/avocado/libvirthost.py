@@ -382,11 +382,13 @@ def libvirt_host(
     old: Path | None,
     firmware: Path,
     user: str = "",
+    *,
+    sandboxed: bool = False,
 ) -> Iterator[tuple[LibvirtHost, Path]]:
     """Have a host with libvirt, and a directory for the sockets of its guests' agents.
 
-    Its QEMU is `old`, without the sandbox that libvirt puts a QEMU into, so that it can start
-    another one; or the machine's distribution's, in that sandbox.
+    Its QEMU is `old`, without the sandbox that libvirt puts a QEMU into if not `sandboxed`, so that
+    it can start another one; or the machine's distribution's, in that sandbox.
     """
     packages = PACKAGES if old else (*PACKAGES, STOCK)
     with (
@@ -407,7 +409,7 @@ def libvirt_host(
             made.run("useradd", "--create-home", user)
             made.run("install", "-d", "-o", user, "-m", "700", f"/run/user/{user}")
             (directory / "out").chmod(0o777)
-        if old:
+        if old and not sandboxed:
             settings = host.home / ".config/libvirt" if user else Path("/etc/libvirt")
             made.path(settings).mkdir(parents=True, exist_ok=True)
             made.path(settings / "qemu.conf").write_text("seccomp_sandbox = 0\n", encoding="ascii")

@@ -50,12 +50,15 @@ class Managers(BothQemus, avocado.Test):
     timeout = 3600
 
     @contextmanager
-    def host(self, user: str = "", *, stock: bool = False) -> Iterator[tuple[LibvirtHost, Path]]:
+    def host(
+        self, user: str = "", *, stock: bool = False, sandboxed: bool = False
+    ) -> Iterator[tuple[LibvirtHost, Path]]:
         """Have a host with libvirt; cancel where there cannot be one."""
         image = images.build("tiny", self.layout)
         files = firmware.prepare(self.layout)
         old = None if stock else self.old.path
-        made = libvirt_host(self.layout, Path(self.outputdir), image, old, files, user)
+        out = Path(self.outputdir)
+        made = libvirt_host(self.layout, out, image, old, files, user, sandboxed=sandboxed)
         try:
             entered = made.__enter__()
         except PreconditionError as error:
@@ -238,6 +241,23 @@ class Managers(BothQemus, avocado.Test):
             self.whole(lines)
             host.virsh("destroy", "g1")
             self.assertEqual(host.qemus(), {})
+
+    def test_sandboxed_with_the_series(self) -> None:
+        """A QEMU that could start the new one, if its sandbox let it: by transplant as well."""
+        with (
+            self.host(sandboxed=True) as (host, sockets),
+            host.domain("g1", sockets / "g1") as lines,
+        ):
+            going = traffic(host.bed, lines, GUEST)
+            self.confined(host, "g1")
+            host.install(self.new.path)
+            self.upgraded(host, "g1", lines)
+            self.assertIn(" by transplant", self.said)
+            self.confined(host, "g1")
+            host.restart_daemon()
+            self.assertEqual(host.version("g1"), self.new.version)
+            seen = going.finish()
+            self.assertEqual((lost(seen, lines.control), seen.tcp_broken), (0, ""))
 
     def confined(self, host: LibvirtHost, name: str) -> None:
         """Assert that a domain's QEMU has its system calls filtered."""
