@@ -230,6 +230,7 @@ def measure(
 def prepare(layout: Layout, request: Request) -> None:
     """Build what is missing before anything is run; raise UsageError for names nobody knows."""
     others = [name for label in request.mechanisms for name in split(label)[1:] if name]
-    for name in dict.fromkeys((request.old, request.new, *others)):
-        binary_of(layout, name, images.named(layout, request.guest).architecture)
+    guest = images.named(layout, request.guest)
     images.build(request.guest, layout)
+    for name in dict.fromkeys((request.old, request.new, *others)):
+        binary_of(layout, name, guest.architecture)

@@ -146,8 +146,8 @@ def lab_digest(layout: Layout) -> str:
     return key_of(*(f"{path.name}={sha256_of(path)}" for path in files))
 
 
-def cached(layout: Layout) -> list[str]:
-    """Return the names of all QEMUs that are in the cache, as ``pageflip releases`` lists them."""
+def cached(layout: Layout, architecture: str = X86_64) -> list[str]:
+    """Return the names of all QEMUs for guests of `architecture` that are in the cache."""
     releases = load_releases(layout.patches / "releases.toml")
     theirs = [
         f"{name}:{which}" for name, one in releases.distributions.items() for which in one.suites
@@ -155,9 +155,10 @@ def cached(layout: Layout) -> list[str]:
     found = [
         name
         for name in theirs
-        if (asked := naming.packaged(layout, name)) and packaged.existing(layout, asked)
+        if (asked := naming.packaged(layout, name))
+        and packaged.existing(layout, asked, architecture)
     ]
-    there = [one for one in build.existing(layout) if one.architecture == X86_64]
+    there = [one for one in build.existing(layout) if one.architecture == architecture]
     built = {(one.release, one.series, one.flavour) for one in there}
     for name in releases.releases:
         usual = releases.build.flavour
@@ -169,7 +170,7 @@ def cached(layout: Layout) -> list[str]:
 def filled(layout: Layout, request: PairRequest) -> PairRequest:
     """Return the request with the names that it leaves to the lab; raise UsageError."""
     if not request.olds or not request.news:
-        here = ",".join(cached(layout))
+        here = ",".join(cached(layout, images.named(layout, request.guest).architecture))
         if not here:
             raise UsageError(
                 "no QEMU is in the cache, so there is nothing to make pairs of",

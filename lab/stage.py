@@ -14,7 +14,7 @@ from lab.base.errors import PreconditionError
 from lab.base.layout import Layout, socket_directory
 from lab.base.progress import note
 from lab.base.record import Record
-from lab.guest import images
+from lab.guest import compiler, images
 from lab.guest.images import Guest, GuestImage
 from lab.host import facts, thp
 from lab.host.cgroup import MemoryGroup, memory_group
@@ -140,12 +140,13 @@ def check_host_and_names(
     """
     mechanism = mechanisms.named(options.mechanism)
     workloads.check_guest(options.workloads, options.guest, guest)
+    compiler.of(guest.architecture)
     names = {options.old, options.new}
     given = {name: binary.inspect(Path(name)) for name in names if naming.is_path(name)}
     for name in names - given.keys():
         naming.check(layout, name)
     for one in given.values():
-        boards.check_architecture(options.guest, guest.architecture, one.path, one.architecture)
+        binary.check_architecture(one, guest.architecture)
     copies = 2 if mechanism and mechanism.doubles else 1
     what = f"moving a guest of {options.ram_bytes // 2**20} MiB" + (
         f" by {mechanism.name}" if mechanism else ""

@@ -40,6 +40,20 @@ def of(architecture: str) -> str:
     return found
 
 
+def sysroot(architecture: str, root: Path) -> list[str]:
+    """Return the options by which the compiler takes headers and libraries below `root` only.
+
+    With --sysroot alone it looks first where Debian's own libraries for that compiler are.
+    """
+    triplet = f"{architecture}-linux-gnu"
+    libraries, headers = root / "usr" / "lib" / triplet, root / "usr" / "include"
+    return [
+        f"--sysroot={root}",
+        *("-isystem", str(headers / triplet), "-isystem", str(headers)),
+        *(f"-B{libraries}", f"-L{libraries}"),
+    ]
+
+
 def version(compiler: str) -> str:
     """Return what `compiler` says of itself."""
     return run([compiler, "--version"]).stdout.splitlines()[0]

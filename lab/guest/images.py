@@ -223,6 +223,7 @@ def build(
 def _recipe(name: str, layout: Layout, fetch: Fetch, closure: Closure) -> _ImageRecipe:
     """Return the recipe of a guest, the kernel's metapackage replaced by the kernel itself."""
     guest = named(layout, name)
+    compiler.of(guest.architecture)  # before anything is fetched
     if isinstance(guest, MultibootGuest):
         return _ImageRecipe(name, guest, layout.guests, {})
     if guest.architecture != X86_64:
@@ -273,7 +274,7 @@ def _make_linux(
         run(["dpkg-deb", "--extract", deb, unpacked])
     initramfs.put_files(unpacked, root, guest.files)
     initramfs.put_modules(unpacked, root, guest.modules)
-    sysroot = [f"--sysroot={unpacked}"] if guest.libraries else []
+    sysroot = compiler.sysroot(guest.architecture, unpacked) if guest.libraries else []
     agent = root / "bin" / "agent"
     compile_agent(recipe.guests / "agent", agent, compiler=recipe.compiler, extra=sysroot)
     shutil.copyfile(recipe.guests / recipe.source / "init", root / "init")

@@ -30,7 +30,7 @@ from lab.vm.monitor import Monitor, MonitorError, QmpError, monitor
 _CONNECT_S = 15.0
 _ANSWER_S = 10.0
 #: A program for the guests of one architecture.
-_EMULATOR = re.compile(r"qemu-system-([a-z0-9_]+)")
+_EMULATOR = re.compile(r"qemu-system-(x86_64|aarch64)\b")
 #: Runs a QMP command with its arguments.
 Ask = Callable[..., Any]
 
@@ -95,13 +95,18 @@ def find(what: str) -> tuple[int, Path]:
     return _listener(path), path
 
 
-def emulated(pid: int) -> str:
-    """Return the architecture of a QEMU's guest, by the program's name.
+def emulated(*programs: str | Path) -> str:
+    """Return the architecture of a QEMU's guest, by the program's name or else a further one.
 
-    The usual one where that does not say it (qemu-kvm).
+    The usual one where none says it (qemu-kvm).
     """
-    found = _EMULATOR.search(_program(pid)) or _EMULATOR.search(command_line(pid)[0])
-    return found[1] if found else X86_64
+    names = (_EMULATOR.match(Path(one).name) for one in programs)
+    return next((found[1] for found in names if found), X86_64)
+
+
+def emulated_by(pid: int) -> str:
+    """Return the architecture of the guest of a process."""
+    return emulated(_program(pid), command_line(pid)[0])
 
 
 def _process_of(thread: int) -> int:

@@ -73,6 +73,7 @@ class Operation(Driven):
         """
         try:
             devices.check_blockers(self._old)
+            self._configuration = devices.configuration(self._old)
             self._blocks = devices.ram_blocks(self._old)
             self._helper = self._started()
             found = self._helper.examine(self._old.pid, self._blocks)
@@ -153,7 +154,6 @@ class Operation(Driven):
         # What has changed so far is brought over now, and once more with the rest when the guest
         # stands still: to write to a page for the first time takes seven times as long.
         self._helper.copy()
-        machine = devices.configuration(self._old)
         patience = self._asked.patience_ms or _PATIENCE_MS
         deadline = Deadline.after(patience / 1e3, "the guest stands still for the upgrade")
         with timed(self._us, "stop-us"):
@@ -168,7 +168,9 @@ class Operation(Driven):
             self._verify(self._helper.verify())
         deadline.check()
         with timed(self._us, "device-load-us"):
-            devices.load(self._new, stream.complete(state, machine, self._blocks), deadline)
+            devices.load(
+                self._new, stream.complete(state, self._configuration, self._blocks), deadline
+            )
         if self._asked.rehearse:
             self.undo()
             self._rehearsed = True

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lab.base import process
-from lab.base.errors import CannotTellError
+from lab.base.errors import CannotTellError, PreconditionError
 from lab.base.files import write_whole
 from lab.base.layout import Layout
 from lab.base.progress import note
@@ -104,6 +104,12 @@ def build(
     with making(recipe, recipe.title):
         if built := _read(recipe.directory):
             return built
+        if lacking := {one: its for one, its in recipe.left_out.items() if one in options.needed}:
+            raise PreconditionError(
+                f"{recipe.title} cannot be built for guests of {options.architecture} "
+                + without(lacking),
+                hint="./pageflip doctor lists what is missing",
+            )
         if recipe.left_out:
             note(f"{recipe.title} is built {without(recipe.left_out)}")
         _keep(recipe, compiled(recipe))

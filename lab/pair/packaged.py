@@ -72,13 +72,15 @@ def prepare(layout: Layout, asked: Packaged, architecture: str = X86_64) -> Unpa
     return found
 
 
-def existing(layout: Layout, asked: Packaged) -> Unpacked | None:
-    """Return what of `asked` is in the cache, for usual guests; nothing is fetched."""
-    known, package = debian.known(layout, asked.suite), asked.packages[X86_64][0]
-    version = known[package].version if package in known else ""
+def existing(layout: Layout, asked: Packaged, architecture: str = X86_64) -> Unpacked | None:
+    """Return what of `asked` is in the cache, for guests of `architecture`; nothing is fetched."""
+    if not (wanted := asked.packages.get(architecture)):
+        return None
+    known = debian.known(layout, asked.suite)
+    version = known[wanted[0]].version if wanted[0] in known else ""
     markers = layout.packaged.glob(f"{_named(asked, version)}-*/{_MARKER}")
     unpacked = (found for one in markers if (found := _read(one.parent)))
-    return next((one for one in unpacked if one.architecture == X86_64), None)
+    return next((one for one in unpacked if one.architecture == architecture), None)
 
 
 def _named(asked: Packaged, version: str) -> str:

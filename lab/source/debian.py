@@ -254,9 +254,11 @@ def known(layout: Layout, suite: str) -> dict[str, Package]:
 def forget(layout: Layout, suite: str) -> None:
     """Have the newest packages of `suite` taken at their next use, not those that were taken."""
     with locked(layout.apt / "apt", "waiting for another run that is fetching packages"):
-        for index in (packages_index(layout, suite), _closure_index(layout, suite)):
-            index.unlink(missing_ok=True)
-        (AptRoot(layout, suite).root / "updated").unlink(missing_ok=True)
+        for architecture in ARCHITECTURES.values():
+            called = _called(suite, architecture)
+            for index in (packages_index(layout, called), _closure_index(layout, called)):
+                index.unlink(missing_ok=True)
+            (AptRoot(layout, suite, architecture).root / "updated").unlink(missing_ok=True)
 
 
 def _closure_index(layout: Layout, suite: str) -> Path:

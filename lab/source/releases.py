@@ -123,18 +123,19 @@ class BuildOptions(Flavour):
     """What is asked of QEMU's configure, and of ninja; in the file, in every flavour.
 
     ``flavour`` is in the file the usual one, in `Releases.options` the one they are of; so is
-    ``architecture``, the guest's.
+    ``architecture``, the guest's.  Without the features ``needed`` nothing can be built.
     """
 
     targets: tuple[Word, ...]
     flavour: Word
     architecture: Word = X86_64
+    needed: tuple[str, ...] = ()
 
 
 class Architecture(Strict):
-    """What is asked of QEMU's configure for guests of one architecture."""
+    """What QEMU cannot be built without for guests of one architecture: as in a `Flavour`."""
 
-    configure: tuple[str, ...] = ()
+    libraries: dict[str, tuple[Word, ...]] = {}
 
 
 class Distribution(Strict):
@@ -188,10 +189,11 @@ class Releases(Strict):
     def options(self, flavour: str, architecture: str = X86_64) -> BuildOptions:
         """Return what a build of `flavour` is asked for, both being among those of the file."""
         its, guest = self.flavours[flavour], self.architectures[architecture]
-        wanted = (*self.build.configure, *its.configure, *guest.configure)
+        wanted = (*self.build.configure, *its.configure)
         return BuildOptions(
             configure=(f"--target-list={architecture}-softmmu", *wanted),
-            libraries=self.build.libraries | its.libraries,
+            libraries=self.build.libraries | its.libraries | guest.libraries,
+            needed=tuple(guest.libraries),
             targets=(f"qemu-system-{architecture}", *self.build.targets),
             flavour=flavour,
             architecture=architecture,

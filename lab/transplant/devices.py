@@ -28,8 +28,10 @@ _NORMAL = "normal"
 _SAVING = "save-vm"
 #: Where QEMU opens a descriptor that it was given with add-fd.
 _FDSET = "/dev/fdset/{}"
-#: ARM's pages are of any size; the board virt says 4096 bytes at least (hw/arm/virt.c).
-_VIRT_PAGE_BITS = 12
+#: The targets whose pages may have more than one size (TARGET_PAGE_BITS_VARY), and of ARM's board
+#: virt log2 of the least that it says, since a version (minimum_page_bits in hw/arm/virt.c).
+_ANY_SIZE = frozenset({"aarch64", "alpha", "arm", "ppc", "ppc64"})
+_VIRT_PAGE_BITS, _OLD_VIRT = 12, frozenset({"virt-2.6", "virt-2.7"})
 #: Which failure the probe for blockers ends in, when there is none: this descriptor is not there.
 _NOWHERE = "pageflip-nowhere"
 
@@ -97,9 +99,9 @@ def configuration(qemu: Qemu) -> Configuration:
     told = qemu.monitor.execute("qom-get", {"path": "/machine", "property": "type"})
     machine = str(told).removesuffix("-machine")
     architecture = qemu.monitor.execute("query-target")["arch"]
-    if architecture == "x86_64":
+    if architecture not in _ANY_SIZE:
         return Configuration(machine)
-    if architecture == "aarch64" and machine.startswith("virt-"):
+    if architecture == "aarch64" and machine.startswith("virt-") and machine not in _OLD_VIRT:
         return Configuration(machine, _VIRT_PAGE_BITS)
     raise CannotTellError(
         f"the state of devices alone is not understood for {machine} of {architecture}",

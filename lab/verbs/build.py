@@ -13,6 +13,7 @@ from lab.base.layout import Layout
 from lab.guest import images
 from lab.pair import build, packaged
 from lab.source import naming
+from lab.source.releases import X86_64
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--guest",
         metavar="NAME",
         default="tiny",
-        help="QEMUs are built for guests of this one's architecture (default: tiny)",
+        help="QEMUs are built for this one: of its architecture (default: tiny)",
     )
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help="also put links to what was built there"
@@ -42,6 +43,9 @@ def run(options: argparse.Namespace) -> int:
     layout = Layout.default()
     guests, plain = images.load_guests(layout), [f"guest-{name}" for name in images.plain(layout)]
     architecture = images.named(layout, options.guest).architecture
+    other = f"-{architecture}" if architecture != X86_64 else ""
+    if other:
+        plain = [f"guest-{options.guest}"]
     several = {"all": ["old", "new", *plain], "guests": plain}
     for what in dict.fromkeys(one for it in options.what for one in several.get(it, [it])):
         if (name := what.removeprefix("guest-")) != what and name in guests:
@@ -53,7 +57,7 @@ def run(options: argparse.Namespace) -> int:
                 made = packaged.prepare(layout, asked, architecture)
             else:
                 made = build.by_name(layout, what, architecture)
-            _show(f"qemu-{what.replace('/', '-')}", vars(made), options.output)
+            _show(f"qemu-{what.replace('/', '-')}{other}", vars(made), options.output)
     return ExitCode.PASS
 
 

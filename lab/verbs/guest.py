@@ -60,7 +60,7 @@ def run(wanted: argparse.Namespace) -> int:
 def _list(layout: Layout) -> None:
     for name, one in images.load_guests(layout).items():
         least = f"from {one.smallest_ram_mib} MiB"
-        sys.stdout.write(f"{name:<8} {least:<14} {one.description}\n")
+        sys.stdout.write(f"{name:<10} {least:<14} {one.description}\n")
 
 
 def _say(image: GuestImage) -> None:
@@ -73,8 +73,8 @@ def _shell(layout: Layout, wanted: argparse.Namespace) -> int:
     if not isinstance(guest, LinuxGuest):
         raise UsageError(f"guest {wanted.name} has no shell", hint="take tiny or debian")
     ram_bytes = options.size(wanted.ram)
-    qemu = binary_of(layout, wanted.qemu, guest.architecture)
     image = images.build(wanted.name, layout)
+    qemu = binary_of(layout, wanted.qemu, guest.architecture)
     with socket_directory(roomy=bool(image.disk)) as sockets:
         machine = Machine(
             qemu=qemu.path,

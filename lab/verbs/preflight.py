@@ -16,7 +16,7 @@ from lab.base.errors import ExitCode, UsageError
 from lab.base.layout import Layout
 from lab.base.progress import note
 from lab.base.record import as_json
-from lab.live.look import Running, emulated, find, look
+from lab.live.look import Running, emulated, emulated_by, find, look
 from lab.live.preflight import Preflight, examine, successor
 from lab.managers.upgrade import examine as examined
 from lab.vm import binary
@@ -93,12 +93,13 @@ def _looked_at(given: argparse.Namespace) -> tuple[Running, Binary]:
     if given.domain:
         manager = managers.named(given.connect)
         (guest,) = manager.find([given.domain])
-        new = binary.binary_of(layout, given.new or str(guest.emulator))
+        what = emulated(guest.emulator)
+        new = binary.binary_of(layout, given.new or str(guest.emulator), what)
         return examined(manager, guest), new
     if not given.new:
         raise UsageError("it is not said what to upgrade to", "name it with --new")
     pid, _ = find(given.qemu)  # before a QEMU is built for it
-    new = binary.binary_of(layout, given.new, emulated(pid))
+    new = binary.binary_of(layout, given.new, emulated_by(pid))
     return look(given.qemu), new
 
 

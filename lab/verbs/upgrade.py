@@ -119,7 +119,7 @@ def _running(given: argparse.Namespace, asked: Asked) -> int:
     _check_options(given)
     first = _check_different(given.pid)[0]
     layout = Layout.default().into(given.out)
-    new = binary.binary_of(layout, given.new, look.emulated(first))
+    new = binary.binary_of(layout, given.new, look.emulated_by(first))
     plans = [planning.plan(what, new, given.mechanism, asked) for what in given.pid]
     if given.dry_run:
         return _show(plans, asked)
@@ -133,7 +133,10 @@ def _domains(given: argparse.Namespace, asked: Asked) -> int:
     layout = Layout.default().into(given.out)
     manager = managers.named(given.connect)
     guests = manager.find(given.domain)
-    programs = {one.name: binary.binary_of(layout, named or str(one.emulator)) for one in guests}
+    programs = {
+        one.name: binary.binary_of(layout, named or str(one.emulator), look.emulated(one.emulator))
+        for one in guests
+    }
     if given.dry_run:
         plans = [
             managed.plan(manager, one, programs[one.name], given.mechanism, asked) for one in guests

@@ -41,8 +41,8 @@ class Binary:
     localhost_arguments: frozenset[str] = frozenset()
     #: The machine types that it lists, aliases not among them.
     machines: frozenset[str] = frozenset()
-    #: What its guests are (query-target).
-    architecture: str = X86_64
+    #: What its guests are (query-target), "" where that was not asked.
+    architecture: str = ""
     #: Its own firmware, where it comes with one.
     firmware: Path | None = None
 
@@ -87,6 +87,15 @@ def inspect(path: Path, release: str | None = None) -> Binary:
     )
 
 
+def check_architecture(binary: Binary, wanted: str) -> None:
+    """Raise UsageError where a QEMU runs guests of another architecture."""
+    if binary.architecture != wanted:
+        raise UsageError(
+            f"{binary.path} runs guests of {binary.architecture}, and this one is of {wanted}",
+            hint=f"give a qemu-system-{wanted}, or another guest",
+        )
+
+
 def binary_of(layout: Layout, name: str, architecture: str = X86_64) -> Binary:
     """Return the QEMU that `name` says: a path, or what it names is fetched or built.
 
@@ -95,6 +104,7 @@ def binary_of(layout: Layout, name: str, architecture: str = X86_64) -> Binary:
     """
     if naming.is_path(name):
         found = inspect(Path(name))
+        check_architecture(found, architecture)
     elif asked := naming.packaged(layout, name):
         theirs = packaged.prepare(layout, asked, architecture)
         found = replace(inspect(theirs.qemu, name), firmware=theirs.firmware)
@@ -112,7 +122,7 @@ def told_by_itself(
     sha256: str = "",
     release: str | None = None,
     machines: frozenset[str] = frozenset(),
-    architecture: str = X86_64,
+    architecture: str = "",
 ) -> Binary:
     """Return what a QEMU's own schema (query-qmp-schema) and commands say that it can do."""
     return Binary(

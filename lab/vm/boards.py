@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from pathlib import Path
 
 from lab.base.errors import UsageError
 
@@ -46,15 +45,6 @@ def common(wanted: str, old: Iterable[str], new: Iterable[str]) -> str:
         f"--machine {wanted}: the {' and the '.join(lacking)} QEMU has no such machine type",
         hint=f"one of: {', '.join(offered)}",
     )
-
-
-def check_architecture(guest: str, wanted: str, qemu: Path, architecture: str) -> None:
-    """Raise UsageError where `qemu` runs guests of another architecture than the guest's."""
-    if architecture != wanted:
-        raise UsageError(
-            f"{qemu} runs guests of {architecture}, and {guest} is one of {wanted}",
-            hint=f"give a qemu-system-{wanted}, or another --guest",
-        )
 
 
 def newest(names: Iterable[str], prefix: str) -> str:

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from lab.base.errors import UsageError
@@ -57,9 +55,3 @@ def test_a_type_that_one_lacks_is_answered_with_what_both_have(wanted: str, lack
         boards.common(wanted, _OLD, _NEW)
     assert lacking in caught.value.message
     assert "pc-q35-10.0" in caught.value.hint
-
-
-def test_a_qemu_for_other_guests_is_told() -> None:
-    boards.check_architecture("tiny", "x86_64", Path("/q"), "x86_64")
-    with pytest.raises(UsageError, match="/q runs guests of x86_64, and arm is one of aarch64"):
-        boards.check_architecture("arm", "aarch64", Path("/q"), "x86_64")

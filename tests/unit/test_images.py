@@ -192,7 +192,8 @@ def test_a_guest_of_another_architecture_is_made_of_its_packages(
         return mirror.fetch(layout, suite, names)
 
     def compile_agent(_source: Path, target: Path, *, compiler: str, extra: list[str]) -> None:
-        [sysroot] = (Path(word.removeprefix("--sysroot=")) for word in extra)
+        sysroot = Path(extra[0].removeprefix("--sysroot="))
+        assert f"-B{sysroot}/usr/lib/aarch64-linux-gnu" in extra
         assert (sysroot / "usr" / "include" / "stdio.h").is_file()
         compiled.append(compiler)
         target.write_bytes(b"agent")

@@ -202,12 +202,13 @@ def running(sockets: Path) -> Iterator[tuple[str, str]]:
         ("/usr/bin/qemu-system-aarch64", "aarch64"),
         ("qemu-system-x86_64", "x86_64"),
         ("/usr/libexec/qemu-kvm", "x86_64"),
+        ("/home/qemu-system-x86_64/qemu-system-aarch64", "aarch64"),
     ],
 )
 def test_what_a_qemu_emulates_is_in_its_name(name: str, architecture: str) -> None:
     argv = [name, "-c", "input()"]
     with subprocess.Popen(argv, executable=sys.executable, stdin=subprocess.PIPE) as child:
-        assert look.emulated(child.pid) == architecture
+        assert look.emulated_by(child.pid) == architecture
 
 
 def test_a_process_is_named_once(

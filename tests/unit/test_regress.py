@@ -76,7 +76,7 @@ class World:
 
     def inspect(self, path: Path, release: str | None = None) -> Binary:
         sha256 = self.hashes.get(str(path), str(path))
-        return Binary(path, "1", sha256, release, frozenset(), frozenset())
+        return Binary(path, "1", sha256, release, frozenset(), frozenset(), architecture="x86_64")
 
     def stand(self, bench: Setup, logs: Path) -> AbstractContextManager[FakeStand]:
         side = f"{logs.parent.name} {logs.name}"

@@ -100,7 +100,8 @@ def test_a_target_with_pages_of_any_size_says_which() -> None:
         ("pc-q35-10.0-machine", "x86_64", Configuration("pc-q35-10.0")),
         ("virt-10.0-machine", "aarch64", Configuration("virt-10.0", 12)),
         ("raspi3b-machine", "aarch64", None),
-        ("virt-10.0-machine", "riscv64", None),
+        ("virt-2.7-machine", "aarch64", None),
+        ("virt-10.0-machine", "riscv64", Configuration("virt-10.0")),
     ],
 )
 def test_the_configuration_is_of_the_machine(
