@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lab.base.errors import CannotTellError
+from lab.base.errors import CannotTellError, PreconditionError
 from lab.base.layout import CHECKOUT, Layout
 from lab.pair import build, recipe
 from lab.pair.build import Built
@@ -155,6 +155,22 @@ def test_the_key_has_all_that_goes_in(make: Make, monkeypatch: pytest.MonkeyPatc
     other = replace(found, identity=(*found.identity, "libfoo 2"))
     monkeypatch.setattr(toolchain, "find", lambda _: other)
     assert make().key != before.key
+
+
+def test_what_cannot_do_without_a_library_is_not_begun(
+    make: Make, monkeypatch: pytest.MonkeyPatch, done: Path
+) -> None:
+    needed = {
+        "libraries": {"baz=system": ("libbaz-dev",)},
+        "needed": ("baz=system",),
+        "architecture": "z80",
+    }
+    options = fake_source.OPTIONS.model_copy(update=needed)
+    monkeypatch.setattr(fake_source, "OPTIONS", options)
+    with pytest.raises(PreconditionError, match="cannot be built for guests of z80") as caught:
+        make()
+    assert "without baz: apt-get install libbaz-dev" in caught.value.message
+    assert _done(done) == []
 
 
 def test_a_feature_whose_library_is_missing_is_left_out_and_named(

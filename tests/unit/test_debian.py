@@ -157,6 +157,29 @@ def test_many_packages_are_fetched_in_batches(layout: Layout, archive: Archive) 
     assert archive.did("download") == 1 + 3  # one lists, three fetch
 
 
+def test_architectures_do_not_mix(layout: Layout, archive: Archive) -> None:
+    """And all of a suite's are forgotten together."""
+    archive.add("one", "1")
+    debian.fetch_packages(layout, "trixie", ["one"])
+    archive.add("one", "2")
+    debian.fetch_packages(layout, "trixie", ["one"], "arm64")
+    versions = [
+        debian.packages(layout, "trixie", ["one"], its)["one"].version for its in ("amd64", "arm64")
+    ]
+    assert versions == ["1", "2"]
+    settings = (layout.apt / "trixie-arm64" / "apt.conf").read_text()
+    assert 'APT::Architecture "arm64";' in settings
+    sources = (layout.apt / "trixie-arm64" / "pageflip.sources").read_text()
+    assert "Suites: trixie\n" in sources
+    assert "deb-src" not in sources
+    archive.add("one", "3")
+    debian.forget(layout, "trixie")
+    versions = [
+        debian.packages(layout, "trixie", ["one"], its)["one"].version for its in ("amd64", "arm64")
+    ]
+    assert versions == ["3", "3"]
+
+
 def test_suites_do_not_mix(layout: Layout, archive: Archive) -> None:
     archive.add("one", "1")
     debian.fetch_packages(layout, "trixie", ["one"])
