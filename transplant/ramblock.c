@@ -11,8 +11,11 @@
 /* struct RAMBlock: host, two words before offset; idstr, some words behind max_length. */
 #define HOST_BEFORE 16
 #define NAME_BEHIND 128
-/* A heap is searched in pieces of whole mappings; a larger one is no heap. */
-#define HEAP_MOST (64ull << 20)
+/* What is larger is no heap: the kernel and the initrd that a guest was started with may be in one. */
+#define HEAP_MOST (1ull << 30)
+/* It is searched in pieces.  A structure that ends in the next one is in this one's end as well. */
+#define PIECE (4ull << 20)
+#define OVERLAP (HOST_BEFORE + NAME_BEHIND + BLOCK_NAME)
 #define CANDIDATES 8
 
 size_t ramblock_scan(const uint8_t *heap, size_t size, const struct block *block,
@@ -97,30 +100,34 @@ static bool is_heap(const struct mapping *mapping)
 static int search(pid_t pid, struct block *blocks, size_t count, const struct maps *maps,
                   uint64_t (*found)[CANDIDATES], size_t *counts, struct error *error)
 {
+    uint8_t *heap = malloc(PIECE + OVERLAP);
+
+    if (!heap) {
+        return fail(error, "no memory to read the heap, %llu bytes at a time", PIECE + OVERLAP);
+    }
     for (size_t i = 0; i < maps->count; i++) {
         const struct mapping *mapping = &maps->list[i];
-        size_t size = mapping->end - mapping->start;
-        struct error own = { 0 };
-        uint8_t *heap;
 
         if (!is_heap(mapping)) {
             continue;
         }
-        heap = malloc(size);
-        if (!heap) {
-            return fail(error, "no memory to read %zu bytes of the heap", size);
-        }
-        if (remote_read(pid, mapping->start, heap, size, &own)) {
-            size = 0; /* it was just unmapped, so there is no RAM block in it */
-        }
-        for (size_t k = 0; k < count; k++) {
-            if (!blocks[k].address) {
-                counts[k] = ramblock_scan(heap, size, &blocks[k], maps, found[k], counts[k],
-                                          CANDIDATES);
+        for (uint64_t at = mapping->start; at < mapping->end; at += PIECE) {
+            uint64_t left = mapping->end - at;
+            size_t size = left < PIECE + OVERLAP ? left : PIECE + OVERLAP;
+            struct error own = { 0 };
+
+            if (remote_read(pid, at, heap, size, &own)) {
+                break; /* it was just unmapped, so there is no RAM block in it */
+            }
+            for (size_t k = 0; k < count; k++) {
+                if (!blocks[k].address) {
+                    counts[k] = ramblock_scan(heap, size, &blocks[k], maps, found[k], counts[k],
+                                              CANDIDATES);
+                }
             }
         }
-        free(heap);
     }
+    free(heap);
     return 0;
 }
 

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
+import os
 import struct
 import subprocess
 import sys
@@ -320,6 +322,35 @@ def test_a_block_is_found_where_a_mapping_begins(pure: ctypes.CDLL, maps: Maps) 
     assert scan(pure, maps, heap_of((0x7F0000000000, b"pc.ram2"))) == []
     assert scan(pure, maps, heap_of(right, numbers=(4096, 1 << 20, 1 << 20))) == []
     assert scan(pure, maps, b"pc.ram\0") == []
+
+
+MIB = 1 << 20
+
+
+@pytest.mark.parametrize("at", [0, 4 * MIB - 200, 4 * MIB - 80, 4 * MIB, 64 * MIB, 79 * MIB])
+def test_a_block_is_found_anywhere_in_a_large_heap(pure: ctypes.CDLL, at: int) -> None:
+    """Here in this process: a kernel and an initrd make a heap of this size."""
+    private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    with mmap.mmap(-1, MIB, flags=private) as ram, mmap.mmap(-1, 80 * MIB, flags=private) as heap:
+        ram.madvise(mmap.MADV_DONTFORK)
+        heap.madvise(mmap.MADV_NOHUGEPAGE)  # not one mapping with its neighbour
+        ram[:] = bytes(MIB)
+        hold = ctypes.c_char.from_buffer(ram)
+        name = b"block.of.this.test"
+        # Part by part: this process is searched, and must not have it a second time.
+        struct.pack_into("<QQ", heap, at, ctypes.addressof(hold), 0)
+        struct.pack_into("<QQQQI", heap, at + 16, 0, MIB, MIB, 0x5555, 1)
+        struct.pack_into("<19s", heap, at + 52, name)
+        maps, error = Maps(), Error()
+        blocks = (Block * 1)(Block(name, 0, MIB, MIB))
+        assert not pure.maps_read(ctypes.byref(maps), os.getpid(), ctypes.byref(error)), error.text
+        result = pure.ramblock_find(
+            os.getpid(), blocks, ctypes.c_size_t(1), ctypes.byref(maps), ctypes.byref(error)
+        )
+        pure.maps_free(ctypes.byref(maps))
+        assert not result, error.text
+        assert blocks[0].address == ctypes.addressof(hold)
+        del hold
 
 
 @pytest.mark.parametrize(
