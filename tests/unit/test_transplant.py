@@ -327,7 +327,7 @@ def test_a_block_is_found_where_a_mapping_begins(pure: ctypes.CDLL, maps: Maps) 
 MIB = 1 << 20
 
 
-@pytest.mark.parametrize("at", [0, 4 * MIB - 200, 4 * MIB - 80, 4 * MIB, 64 * MIB, 79 * MIB])
+@pytest.mark.parametrize("at", [0, 4 * MIB - 60, 4 * MIB - 40, 4 * MIB - 8, 64 * MIB, 79 * MIB])
 def test_a_block_is_found_anywhere_in_a_large_heap(pure: ctypes.CDLL, at: int) -> None:
     """Here in this process: a kernel and an initrd make a heap of this size."""
     private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
