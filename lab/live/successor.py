@@ -14,7 +14,7 @@ from pathlib import Path
 
 from lab.base.number import whole
 from lab.live import known
-from lab.live.words import driver, is_on, kind, pairs, text_of, values
+from lab.live.words import driver, is_on, kind, pairs, takes_terminal, text_of, values
 
 #: What is not for the successor.
 _DROPPED = frozenset({"S", "daemonize", "incoming", "loadvm"})
@@ -167,7 +167,7 @@ def successor(old: Sequence[str], new: Path, machine: str, cwd: Path) -> Success
             made.argv += [f"-{now}", what]
     if not names & {"machine", "M"}:
         made.argv += ["-machine", machine]
-    if "nographic" in names:
+    if takes_terminal(names):
         made.only_child.append("-nographic: its terminal is the old QEMU's")
     if "daemonize" in names:
         made.remarks.append("-daemonize is left out: the new QEMU is in the background anyway")

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from typing import Any
 
 from lab.live import known
@@ -20,6 +20,8 @@ _SECTIONS = {
 _SECTION = re.compile(r'\[(?P<name>[\w-]+)(?:\s+"(?P<id>[^"]*)")?\]')
 _SETTING = re.compile(r'(?P<name>[\w.-]+)\s*=\s*"(?P<value>[^"]*)"')
 _ON = frozenset({"on", "yes", "true", "y"})
+#: Options by which a monitor is said.
+_MONITORS = frozenset({"mon", "monitor", "qmp", "qmp-pretty"})
 
 
 def values(text: str) -> dict[str, str]:
@@ -124,3 +126,13 @@ def configured(text: str) -> list[str]:
         else:
             raise ValueError(f"line {number}: {line}")
     return [word for name, parts in found for word in (f"-{name}", text_of(parts))]
+
+
+def takes_terminal(names: Set[str]) -> bool:
+    """Whether a command line with these options has QEMU's terminal by -nographic.
+
+    It says nothing where serial port and monitor are said, or there are none
+    (qemu_create_default_devices() in QEMU, system/vl.c).
+    """
+    said = "nodefaults" in names or ("serial" in names and bool(names & _MONITORS))
+    return "nographic" in names and not said

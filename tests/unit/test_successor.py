@@ -215,10 +215,27 @@ def test_what_cannot_be_carried_over(text: str) -> None:
     assert len(made(text).refusals) == 1, made(text)
 
 
-@pytest.mark.parametrize("text", ["-nographic", "-serial stdio", "-serial mon:stdio"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "-nographic",
+        "-nographic -serial none",
+        "-nographic -monitor none",
+        "-serial stdio",
+        "-serial mon:stdio",
+    ],
+)
 def test_a_terminal_goes_by_inheritance(text: str) -> None:
     assert len(made(text).only_child) == 1
     assert not made(text).refusals
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["-nodefaults", "-serial none -monitor none", "-serial null -qmp none", "-serial none -mon a"],
+)
+def test_without_a_terminal_nographic_says_nothing(text: str) -> None:
+    assert not made(f"-nographic {text}").only_child
 
 
 @pytest.mark.parametrize(
