@@ -101,6 +101,13 @@ def test_an_ordinary_guest() -> None:
     assert "private (pc.ram)" in ways["cpr-transfer"].reasons[0]
 
 
+def test_what_qemu_crashes_over_is_not_asked_for() -> None:
+    said = "device pci-serial-2x: QEMU crashes when it saves its state"
+    ways = examined(qemu("-device", "pci-serial-2x")).ways
+    assert not any(way.possible for way in ways)
+    assert all(said in " ".join(way.reasons) for way in ways)
+
+
 def test_who_may_start_no_process_is_not_asked_to(monkeypatch: pytest.MonkeyPatch) -> None:
     """By its sandbox; whoever starts the new QEMU himself may."""
     denied = qemu("-sandbox", "on,elevateprivileges=deny,spawn=deny")
