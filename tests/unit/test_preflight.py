@@ -101,11 +101,19 @@ def test_an_ordinary_guest() -> None:
     assert "private (pc.ram)" in ways["cpr-transfer"].reasons[0]
 
 
-def test_what_qemu_crashes_over_is_not_asked_for() -> None:
-    said = "device pci-serial-2x: QEMU crashes when it saves its state"
-    ways = examined(qemu("-device", "pci-serial-2x")).ways
+@pytest.mark.parametrize("words", ["pci-serial-2x", "vmbus-bridge"])
+def test_what_qemu_crashes_over_is_not_asked_for(words: str) -> None:
+    said = f"device {words}: QEMU crashes when it saves its state"
+    ways = examined(qemu("-device", words, "-cpu", "max,hv-time")).ways
     assert not any(way.possible for way in ways)
     assert all(said in " ".join(way.reasons) for way in ways)
+
+
+def test_a_bus_of_hyper_v_s_is_there_with_its_interrupts() -> None:
+    found = qemu("-device", "vmbus-bridge", "-cpu", "max,hv-vpindex,hv-synic=on")
+    for accel, crashes in (("kvm", False), ("tcg", True)):
+        for way in examined(dataclasses.replace(found, accel=accel)).ways:
+            assert ("QEMU crashes" in " ".join(way.reasons)) == crashes
 
 
 def test_who_may_start_no_process_is_not_asked_to(monkeypatch: pytest.MonkeyPatch) -> None:
