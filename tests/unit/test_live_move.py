@@ -206,8 +206,13 @@ def running(sockets: Path) -> Iterator[tuple[str, str]]:
     ],
 )
 def test_what_a_qemu_emulates_is_in_its_name(name: str, architecture: str) -> None:
-    argv = [name, "-c", "input()"]
-    with subprocess.Popen(argv, executable=sys.executable, stdin=subprocess.PIPE) as child:
+    # It says when it is there: before, /proc may still have what started it.
+    argv = [name, "-c", "print(flush=True); input()"]
+    with subprocess.Popen(
+        argv, executable=sys.executable, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as child:
+        assert child.stdout
+        child.stdout.readline()
         assert look.emulated_by(child.pid) == architecture
 
 
