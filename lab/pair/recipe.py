@@ -86,6 +86,13 @@ class BuildRecipe:
         """What the series was when the build began: somebody may be editing it."""
         return self.series.digest
 
+    def check_unedited(self) -> None:
+        """Raise CannotTellError where the series is not what it was when the build began."""
+        if self.series.digest != self.series_digest:
+            raise CannotTellError(
+                f"{self.title}: the series changed during the build", "build again"
+            )
+
     @property
     def key(self) -> str:
         """The hash of all that goes in."""
@@ -152,11 +159,11 @@ def compiled(recipe: BuildRecipe) -> Path:
     if not recipe.tree.is_dir():
         for line in patched_tree(recipe.source, recipe.series, recipe.tree):
             note(line)
-        if recipe.series.digest != recipe.series_digest:
+        try:
+            recipe.check_unedited()
+        except CannotTellError:
             shutil.rmtree(recipe.tree)
-            raise CannotTellError(
-                f"{recipe.title}: the series changed during the build", "build again"
-            )
+            raise
     if recipe.source.kind is not Kind.DEBIAN:
         firmware.keep_upstream(recipe.layout, recipe.tree)
     if not _is_configured(objects):

@@ -11,7 +11,6 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from lab.base.errors import CannotTellError
 from lab.base.files import key_of, write_whole
 from lab.base.layout import Layout
 from lab.pair import recipe as recipes
@@ -68,10 +67,7 @@ def _compile(parts: Sequence[BuildRecipe], remembered: Path) -> Iterator[str]:
             except CompileError as error:
                 yield f"{part.release.name}/{part.series.patches[-1].name}: {error}"
                 continue
-            if part.series.digest != part.series_digest:
-                raise CannotTellError(
-                    f"{part.title}: the series changed during the build", "build again"
-                )
+            part.check_unedited()
             compiled.append(part.key)
             write_whole(remembered, json.dumps(compiled) + "\n")
     except PatchError as error:  # those after it build on it
