@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
 
 from lab.base.errors import PreconditionError, UsageError
+from lab.base.layout import CHECKOUT
 from lab.mechanisms import (
     MECHANISMS,
     Copy,
@@ -159,3 +161,10 @@ def test_who_starts_the_new_qemu_has_to_pass_descriptors() -> None:
     assert "has no argument fds" in flip.missing_for_descriptors(FLIPS)
     able = dataclasses.replace(FLIPS, localhost_arguments=frozenset({"uri", "fds"}))
     assert flip.missing_for_descriptors(able) == ""
+
+
+def test_an_arm64_guest_is_moved_by_every_mechanism() -> None:
+    """The documents say so; the test that tries it is too long to be run each time."""
+    text = (CHECKOUT / "tests" / "avocado" / "test_arm64.py").read_text(encoding="utf-8")
+    tried = re.findall(r'self\.within\("([\w-]+)"', text)
+    assert sorted(tried) == sorted(mechanism.name for mechanism in MECHANISMS)
