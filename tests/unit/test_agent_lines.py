@@ -76,8 +76,11 @@ def test_a_second_qemu_is_served_when_the_first_has_gone(sockets: Path) -> None:
     path = sockets / "control"
     with agent_lines(path, sockets / "heart") as (control, _):
         for number in (1, 2):
-            with guest(path, {"status": [{"id": "ID", "ok": True, "which": number}]}):
+            with guest(path, {"status": [{"id": "ID", "ok": True, "which": number}]}) as peer:
                 if number == 2:
+                    # Before it has been heard of, a command would go to the one that has gone.
+                    peer.sendall(b'{"event": "ready"}\n')
+                    assert control.ready.wait(10)
                     assert control.call("status", soon())["which"] == 2
 
 
