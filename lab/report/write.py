@@ -13,11 +13,12 @@ from lab.base.errors import UsageError
 from lab.base.files import write_whole
 from lab.measure.timeline import Timeline
 from lab.model import Result
-from lab.report import guestperf, page, picture
+from lab.report import chart, guestperf, page, picture
 from lab.results.figures import Bench
 
 _PAGE = "report.html"
 PICTURE = "picture.svg"
+CHART = "chart.svg"
 GUESTPERF = "guestperf.json"
 
 
@@ -40,6 +41,12 @@ def write_picture(directory: Path, other: Path) -> Path:
     drawn = picture.draw(*((_result(each), _some_timeline(each)) for each in (directory, other)))
     write_whole(directory / PICTURE, drawn)
     return directory / PICTURE
+
+
+def write_chart(bench: Bench, directory: Path) -> Path:
+    """Draw the pause of the bench in `directory`; return where; raise UsageError."""
+    write_whole(directory / CHART, chart.draw(bench))
+    return directory / CHART
 
 
 def write_guestperf(directory: Path, name: str = "") -> Path:

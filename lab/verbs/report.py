@@ -2,7 +2,7 @@
 """The verb `report`: ``report.html`` from what a bench or an upgrade has left behind.
 
 With ``--guestperf`` it is ``guestperf.json``, which QEMU's own guestperf-plot.py reads; with
-``--picture`` an SVG of two upgrades.
+``--picture`` an SVG of two upgrades; with ``--chart`` one of a bench's pauses.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ from pathlib import Path
 from lab.base.errors import ExitCode, UsageError
 from lab.report import page
 from lab.report.write import (
+    CHART,
     GUESTPERF,
     PICTURE,
     write_bench,
+    write_chart,
     write_guestperf,
     write_picture,
     write_run,
@@ -35,6 +37,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="OTHER",
         help=f"write {PICTURE} instead: this upgrade above the one in OTHER, on one time axis",
+    )
+    instead.add_argument(
+        "--chart",
+        action="store_true",
+        help=f"write {CHART} of a bench instead: the pause against dirty rate and RAM",
     )
     instead.add_argument(
         "--guestperf",
@@ -56,8 +63,12 @@ def run(given: argparse.Namespace) -> int:
                 write_guestperf(directory / run.run_directory, run.mechanism)
                 for run in page.typical(bench)
             ]
+        elif given.chart:
+            paths = [write_chart(bench, directory)]
         else:
             paths = [write_bench(bench, directory)]
+    elif given.chart:
+        raise UsageError(f"{directory}: there is no {FILE}", hint="--chart is of a bench")
     elif (directory / "result.json").is_file():
         paths = [write_guestperf(directory) if given.guestperf else write_run(directory)]
     else:
