@@ -226,7 +226,7 @@ def measure(stage: Stage, old: Vm, checked: Checked, used: memory.Used) -> Measu
     """Put on one clock what was seen, and count what the guest kept."""
     moved = checked.moved
     if moved.survivor_is_new:
-        used = used.with_new(moved.new.pid, stage.options.ram_bytes)
+        used = used.with_new(old.pid, moved.new.pid, stage.options.ram_bytes)
     beats = old.heart.beats, moved.new.heart.beats
     events = old.events, moved.resumed(old).events
     readings = used.start_ns, used.samples

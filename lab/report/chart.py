@@ -37,7 +37,7 @@ class Dot:
 
 
 @dataclass(frozen=True)
-class Panel:
+class Plot:
     """The pause against one part of the load."""
 
     left: float
@@ -113,7 +113,7 @@ def _panel(
     names: Sequence[str],
     across: tuple[float, float],
     level: Callable[[float], float],
-) -> Panel:
+) -> Plot:
     axis, values = AXES[part], _values(rows, part)
     left, width = across
     other = AXES[axis.other]
@@ -133,7 +133,7 @@ def _panel(
                 ends = level(found.maximum), level(found.minimum)
                 yield Dot(place(getattr(row, part)), level(found.median), *ends)
 
-    return Panel(
+    return Plot(
         left=left,
         width=width,
         title=f"{other.unit}: {fixed:g}",
