@@ -189,9 +189,7 @@ class Faults(Upgrading, avocado.Test):
     def test_no_memory(self) -> None:
         """Their memory group has room for a fork, and none for a new QEMU: that one is killed.
 
-        With less, the fork itself is too much, and there is only one QEMU to be killed.  The guest
-        writes nothing: what it needs while the new QEMU's memory is being freed can be too much as
-        well (docs/failures.md).
+        With less, the fork itself is too much, and there is only one QEMU to be killed.
         """
 
         def squeeze(old: Vm) -> None:
@@ -199,7 +197,7 @@ class Faults(Upgrading, avocado.Test):
             group.limit(group.current() + (16 << 20))
 
         with self.just_before(mechanisms.Flip, squeeze) as mechanism:
-            self.rolled_back(mechanism, None, "", dirty_rate="0")
+            self.rolled_back(mechanism, None, "", dirty_rate="1M")
 
     def rolled_back(
         self,
