@@ -107,7 +107,8 @@ class Sampler:
         before = pss(old_pid)
         while True:
             begun = time.monotonic_ns()
-            new = _beside(old_pid, self._new.pid)
+            new_pid = self._new.pid
+            new = 0 if _alike(old_pid, new_pid) else pss(new_pid)
             now = time.monotonic_ns()
             after = pss(old_pid)
             self.samples.append(
@@ -137,10 +138,9 @@ class Sampler:
             self._thread.join()
 
 
-def _beside(old_pid: int, new_pid: int) -> int:
-    """Return the new QEMU's PSS (bytes): nothing where that is the old one's as well."""
-    alike = new_pid == old_pid or same_memory(old_pid, new_pid)
-    return 0 if alike else pss(new_pid)
+def _alike(old_pid: int, new_pid: int) -> bool:
+    """Whether the old QEMU has become the new one, or shares its memory: that counts once."""
+    return new_pid == old_pid or same_memory(old_pid, new_pid)
 
 
 def _cost_s(pid: int) -> float:
@@ -209,12 +209,13 @@ class Used:
         """
         if not self.memory:
             return self
+        new = pss(pid)
         now: dict[str, object] = {
             "new_huge_bytes": huge_pages(pid, ram_bytes),
-            "new_pss_bytes": pss(pid) or None,
+            "new_pss_bytes": new or None,
         }
         if not self.memory.samples:
             before = self.memory.pss_before_bytes
-            peak = max(before, pss(old_pid) + _beside(old_pid, pid))
+            peak = max(before, new if _alike(old_pid, pid) else pss(old_pid) + new)
             now |= {"pss_peak_bytes": peak, "pss_ratio": peak / max(before, 1), "samples": 1}
         return dataclasses.replace(self, memory=self.memory.model_copy(update=now))
