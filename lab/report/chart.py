@@ -119,11 +119,11 @@ def _panel(
     other = AXES[axis.other]
     fixed = getattr(rows[0], axis.other) / other.factor
 
+    scale: Callable[[float], float] = math.log if axis.log else float
+    first, last = scale(values[0]), scale(values[-1])
+
     def place(value: int) -> float:
-        first, last = (
-            (math.log(values[0]), math.log(values[-1])) if axis.log else (values[0], values[-1])
-        )
-        share = ((math.log(value) if axis.log else value) - first) / (last - first)
+        share = (scale(value) - first) / (last - first)
         return round(left + _MARGIN + (width - 2 * _MARGIN) * share, 1)
 
     def dots(name: str) -> Iterator[Dot]:
