@@ -102,11 +102,15 @@ def groups_directory() -> Path:
     return _CGROUP / "memory" if cgroup_version() == "v1" else _CGROUP
 
 
-def headroom(pid: int, base: Path | None = None, told: str | None = None) -> int | None:
+def headroom(
+    pid: int, base: Path | None = None, told: str | None = None, *, cached: bool = False
+) -> int | None:
     """Return how much more memory a process's groups let it use (bytes); None for no limit.
 
-    The memory group of the process and all above it count, each with all of its members.  `base`
-    is where the groups are, and `told` the process's /proc/PID/cgroup (cgroups(7)), for tests.
+    The memory group of the process and all above it count, each with all of its members; with
+    `cached`, what they have of files in memory is room as well, which the kernel makes as needed.
+    `base` is where the groups are, and `told` the process's /proc/PID/cgroup (cgroups(7)), for
+    tests.
     """
     base = base or groups_directory()
     if told is None:
@@ -122,21 +126,31 @@ def headroom(pid: int, base: Path | None = None, told: str | None = None) -> int
     if not found:
         return None
     group = base / found[0].lstrip("/")
-    rooms = [_room(one) for one in (group, *group.parents) if one.is_relative_to(base)]
+    groups = [one for one in (group, *group.parents) if one.is_relative_to(base)]
+    rooms = [_room(one, cached=cached) for one in groups]
     return min((room for room in rooms if room is not None), default=None)
 
 
-def _room(group: Path) -> int | None:
+def _room(group: Path, *, cached: bool) -> int | None:
     """Return how much more a single group lets its members use; None for no limit."""
-    for limit, usage in (
-        ("memory.max", "memory.current"),
-        ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+    for limit, usage, below in (
+        ("memory.max", "memory.current", ""),
+        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
     ):
         with suppress(OSError, ValueError):  # "max" is no limit, and no number
             allowed = int((group / limit).read_text(encoding="ascii"))
             used = int((group / usage).read_text(encoding="ascii"))
+            if cached:
+                used -= _of_files(group, below)
             return None if allowed >= _UNLIMITED else max(allowed - used, 0)
     return None
+
+
+def _of_files(group: Path, below: str) -> int:
+    """Return how much of a group's memory, and of those below it, is files' (bytes)."""
+    told = (line.split() for line in (group / "memory.stat").open(encoding="ascii"))
+    of = {f"{below}active_file", f"{below}inactive_file"}
+    return sum(int(value) for name, value in told if name in of)
 
 
 def _kill_members(group: Path) -> None:

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from lab import mechanisms
 from lab.base import process
-from lab.host import facts
+from lab.host import cgroup, facts
 from lab.live import joined, outside, vnc
 from lab.live import successor as derived
 from lab.live.changes import relative
@@ -83,7 +83,7 @@ class Preflight(Model):
 
 def examine(found: Running, new: Binary, made: Successor) -> Preflight:
     """Say of every mechanism whether it is possible, and why not; `made` is the successor's."""
-    used, free = memory.pss(found.pid), facts.memory_bytes("MemAvailable")
+    used, free = memory.pss(found.pid), _available(found.pid)
     never = [*lacks(new, found), *found.changes, *made.refusals]
     ways = [
         _way(one, found, new, used, free, [*never, *_start_reasons(one, found, made)])
@@ -110,6 +110,12 @@ def examine(found: Running, new: Binary, made: Successor) -> Preflight:
         remarks=made.remarks,
         truth=found.truth,
     )
+
+
+def _available(pid: int) -> int:
+    """Return how much more memory there is (bytes), on the host and in the groups of a process."""
+    host, group = facts.memory_bytes("MemAvailable"), cgroup.headroom(pid, cached=True)
+    return host if group is None else min(host, group)
 
 
 def _best(ways: list[Way], found: Running) -> str | None:

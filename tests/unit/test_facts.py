@@ -144,6 +144,25 @@ def test_the_headroom_is_that_of_the_tightest_group(tmp_path: Path) -> None:
     assert cgroup.headroom(1, tmp_path, "0::/outer/inner\n") == 0
 
 
+@pytest.mark.parametrize(
+    ("limit", "used", "below"),
+    [
+        ("memory.max", "memory.current", ""),
+        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
+    ],
+)
+def test_what_is_cached_of_files_is_room(tmp_path: Path, limit: str, used: str, below: str) -> None:
+    """The kernel drops that before it kills anybody; shmem and anonymous memory stay."""
+    (tmp_path / limit).write_text("1000\n", encoding="ascii")
+    (tmp_path / used).write_text("900\n", encoding="ascii")
+    stat = f"anon 50\n{below}active_file 30\n{below}inactive_file 7\nshmem 3\n"
+    own = "active_file 1\n" if below else ""
+    (tmp_path / "memory.stat").write_text(own + stat, encoding="ascii")
+    told = "3:memory:/\n" if below else "0::/\n"
+    assert cgroup.headroom(1, tmp_path, told) == 100
+    assert cgroup.headroom(1, tmp_path, told, cached=True) == 137
+
+
 def test_no_limit_is_no_headroom(tmp_path: Path) -> None:
     """Version 1 has a number for that; and some processes are in no memory group."""
     for name, value in (
