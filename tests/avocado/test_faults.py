@@ -19,6 +19,7 @@ import avocado
 from upgrading import SECOND_QEMU, Upgrading, held, kill_new, stop_new
 
 from lab import mechanisms
+from lab.base import process
 from lab.base.deadline import Deadline
 from lab.host import cgroup
 from lab.model import Outcome, Result, VerdictKind
@@ -28,6 +29,9 @@ from lab.vm.qemu import Vm
 #: What the second QEMU itself needs weighs more in so small a guest.
 _RATIO = 1 + 4 * SECOND_QEMU
 _EXECUTE = Monitor.execute
+
+#: Its number, see capabilities(7).
+_CAP_SYS_RESOURCE = 24
 
 
 def _and_cancel(
@@ -187,14 +191,21 @@ class Faults(Upgrading, avocado.Test):
             self.rolled_back(mechanism, None, "")
 
     def test_no_memory(self) -> None:
-        """Their memory group has room for a fork, and none for a new QEMU: that one is killed.
+        """Their memory group has room for a fork, and none for a new QEMU: that one is killed."""
+        self.squeezed(16 << 20)
 
-        With less, the fork itself is too much, and there is only one QEMU to be killed.
-        """
+    def test_no_memory_to_fork(self) -> None:
+        """There is no room for the fork either, and nobody to kill but the old QEMU."""
+        if not int(process.status(os.getpid(), "CapEff"), 16) >> _CAP_SYS_RESOURCE & 1:
+            self.cancel("the old QEMU cannot keep itself from being killed: CAP_SYS_RESOURCE")
+        self.squeezed(1 << 20)
+
+    def squeezed(self, room_bytes: int) -> None:
+        """Leave the memory group that much, and assert that it costs the upgrade only."""
 
         def squeeze(old: Vm) -> None:
             group = _group_of(old)
-            group.limit(group.current() + (16 << 20))
+            group.limit(group.current() + room_bytes)
 
         with self.just_before(mechanisms.Flip, squeeze) as mechanism:
             self.rolled_back(mechanism, None, "", dirty_rate="1M")
