@@ -204,10 +204,15 @@ class Phases(Model):
         default=None, description="start of the new process to its monitor"
     )
     handshake: float | None = None
+    ahead: float | None = Field(
+        default=None,
+        description="what the guest changed since the fork is sent, while it goes on running",
+    )
     stop: float | None = Field(default=None, description="guest stopped, its disks let go")
     save: float | None = Field(default=None, description="device state saved by the old QEMU")
     changes: float | None = Field(
-        default=None, description="what the guest changed since the fork is sent"
+        default=None,
+        description="what the guest changed since the fork, and was not sent ahead, is sent",
     )
     load: float | None = Field(default=None, description="device state loaded by the new QEMU")
     resume: float | None = Field(

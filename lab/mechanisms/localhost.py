@@ -84,6 +84,7 @@ def localhost_phases(info: Mapping[str, Any], new_start_ms: float | None) -> Pha
         fork=ms("fork-us"),
         new_start=ms("start-us") or new_start_ms,
         handshake=ms("handshake-us"),
+        ahead=ms("ahead-us"),
         stop=ms("stop-us"),
         save=ms("device-save-us"),
         changes=ms("changes-us"),
