@@ -23,8 +23,8 @@ from lab.vm.qga import GuestAgent, guest_agent
 from lab.workloads.base import Workload, WorkloadRun
 
 #: All in the guest, perhaps under TCG on a busy host (s).
-_START_S = 300.0
-_CHECK_S = 600.0
+_START_S = 900.0
+_CHECK_S = 1200.0
 _COMMAND_S = 60.0
 #: How much of the guest's memory is checked while the workload runs (bytes/s).
 _VERIFY_RATE = 4 * 2**20

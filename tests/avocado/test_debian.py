@@ -35,7 +35,7 @@ class Debian(Upgrading, avocado.Test):
     :avocado: tags=medium
     """
 
-    timeout = 1200
+    timeout = 2400
     guest = "debian"
     ram = "1G"
     touch = "50%"
