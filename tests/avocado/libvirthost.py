@@ -247,11 +247,11 @@ class LibvirtHost:
         descriptor = os.open(terminal, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
         try:
             # What is typed before the shell is there may be lost: it is asked for its prompt first.
-            process = self.bed.path(f"/proc/{self.pid(name)}/exe")
-            _type(descriptor, "", r"# $", deadline, process)
+            program = self.bed.path(f"/proc/{self.pid(name)}/exe")
+            _type(descriptor, "", r"# $", deadline, program)
             # The shell echoes what is typed: it puts the marks together.
             line = f"echo be''gun; {command}; echo do''ne:$?"
-            said = _type(descriptor, line, r"done:\d+\s", deadline, process)
+            said = _type(descriptor, line, r"done:\d+\s", deadline, program)
         finally:
             os.close(descriptor)
         printed, _, status = said.partition("begun\n")[2].partition("done:")
@@ -285,8 +285,8 @@ class LibvirtHost:
             self.virsh("start", name)
             try:
                 self.console(name, "test -e /dev/vda")
-            except _EndedError:
-                if not left:
+            except (_EndedError, process.CommandError, OSError):
+                if not left or self.virsh("domstate", name) == "running":
                     raise
             else:
                 return
@@ -366,12 +366,12 @@ class _EndedError(Exception):
     """A domain's QEMU is not there any more."""
 
 
-def _type(terminal: int, line: str, wanted: str, deadline: Deadline, process: Path) -> str:
+def _type(terminal: int, line: str, wanted: str, deadline: Deadline, program: Path) -> str:
     """Type a line, an empty one again and again, until what is wanted has been printed."""
     said = ""
     os.write(terminal, f"{line}\n".encode())
     while not re.search(wanted, said):
-        if not process.exists():
+        if not program.exists():
             raise _EndedError(f"{deadline.what}: its QEMU has ended; it says {said[-500:]!r}")
         if deadline.expired:
             raise DeadlineError(
