@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from lab.base.errors import CannotTellError
+from lab.base.errors import CannotTellError, PreconditionError
 from lab.host import facts
 from lab.live import look
 from lab.live.truth.ask import Talks
@@ -55,6 +55,16 @@ class Manager(abc.ABC):
     @abc.abstractmethod
     def verify(self, guest: Guest, pid: int) -> None:
         """Raise CannotTellError unless the manager manages process `pid` as the same guest."""
+
+    def definer(self, guest: Guest) -> Callable[[Path], None]:
+        """Return what writes another program into a guest's configuration, to start by next time.
+
+        Raises PreconditionError where none is in there.
+        """
+        raise PreconditionError(
+            f"{guest.name}: {self.title} has no program in a guest's configuration",
+            hint="it starts the one that is installed; leave out --config",
+        )
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ from lab.managers import daemon
 from lab.managers.base import Manager, NewQemu, ends
 from lab.managers.daemon import Daemon
 from lab.managers.journal import Before, Errand, Guest, check_finished
-from lab.managers.status import DomainStatus
+from lab.managers.status import DomainStatus, with_emulator
 from lab.managers.threads import Places, Threads
 from lab.vm.monitor import MonitorError, QmpError
 
@@ -244,6 +246,23 @@ class Libvirt(Manager):
                 f"domain {guest.name} runs in process {pid}, but libvirt does not manage it as it "
                 f"did: {'; '.join(wrong)}"
             ) from error
+
+    def definer(self, guest: Guest) -> Callable[[Path], None]:
+        """Return what writes another emulator into a domain's persistent definition."""
+        if guest.name not in self._virsh("list", "--all", "--name", "--persistent").splitlines():
+            raise PreconditionError(
+                f"domain {guest.name} is transient: nothing of it is left when it ends",
+                hint="leave out --config",
+            )
+        return functools.partial(self._define, guest)
+
+    def _define(self, guest: Guest, program: Path) -> None:
+        xml = self._virsh("dumpxml", "--inactive", "--security-info", guest.name)
+        with tempfile.NamedTemporaryFile("w", encoding="utf-8", suffix=".xml") as file:
+            file.write(with_emulator(xml, program))
+            file.flush()
+            self._virsh("define", file.name)
+        note(f"domain {guest.name}: libvirt will start it by {program}")
 
     def _differences(self, guest: Guest, pid: int) -> list[str]:
         """Return what libvirt says of a domain that is not as it should be."""

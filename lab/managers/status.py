@@ -16,13 +16,23 @@ from lxml import etree
 from lab.base.errors import CannotTellError
 
 
+def with_emulator(definition: str, program: Path) -> str:
+    """Return the XML of a domain with another emulator."""
+    root = etree.fromstring(definition.encode(), _parser())
+    root.find("devices/emulator").text = str(program)
+    return str(etree.tostring(root, encoding="unicode"))
+
+
+def _parser() -> etree.XMLParser:
+    return etree.XMLParser(resolve_entities=False, no_network=True)
+
+
 class DomainStatus:
     """The status XML of one domain; raise CannotTellError for what is none."""
 
     def __init__(self, text: bytes, name: str) -> None:
-        parser = etree.XMLParser(resolve_entities=False, no_network=True)
         try:
-            self._root = etree.fromstring(text, parser)
+            self._root = etree.fromstring(text, _parser())
         except etree.XMLSyntaxError as error:
             raise self._strange(name, str(error)) from error
         if self._root.tag != "domstatus" or self._root.find("domain/devices/emulator") is None:

@@ -62,6 +62,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "it was (default: the mechanism's own, 500 with the series and 2000 with transplant)",
     )
     live.add_argument(
+        "--config",
+        action="store_true",
+        help="with --domain: write the new QEMU into the persistent definition as well",
+    )
+    live.add_argument(
         "--dry-run", action="store_true", help="say what would be done, and change nothing"
     )
 
@@ -73,6 +78,8 @@ def run(given: argparse.Namespace, *, rehearse: bool = False) -> int:
         raise UsageError("--pid and --domain are of different managers", "one after the other")
     if given.connect and not given.domain:
         raise UsageError("--connect says whose domains --domain names", "name one with --domain")
+    if given.config and (rehearse or not given.domain):
+        raise UsageError("--config is for domains that are upgraded", "name one with --domain")
     if given.domain:
         return _domains(given, asked)
     given.new = given.new or UpgradeOptions().new
@@ -137,6 +144,7 @@ def _domains(given: argparse.Namespace, asked: Asked) -> int:
         one.name: binary.binary_of(layout, named or str(one.emulator), look.emulated(one.emulator))
         for one in guests
     }
+    definers = {one.pid: manager.definer(one) for one in guests} if given.config else {}
     if given.dry_run:
         plans = [
             managed.plan(manager, one, programs[one.name], given.mechanism, asked) for one in guests
@@ -145,6 +153,10 @@ def _domains(given: argparse.Namespace, asked: Asked) -> int:
     moved = managed.upgrade(
         layout, manager, guests, programs, given.mechanism, asked, given.at_once
     )
+    done = {one.pid for one in moved if one.done}
+    for one in guests:
+        if one.pid in done & definers.keys():
+            definers[one.pid](programs[one.name].path)
     return _tell(given, moved, len(guests))
 
 

@@ -366,6 +366,22 @@ class Managers(BothQemus, avocado.Test):
         host.virsh("detach-disk", name, "vdb", "--live")
         host.until(lambda: "vdb" not in host.virsh("domblklist", name), "the disk is taken out")
 
+    def test_config(self) -> None:
+        """If that is asked for, the domain's next start is by the program that it was moved to."""
+        other = Path("/usr/local/bin/qemu-system-x86_64")
+        with self.host() as (host, sockets), host.domain("g1", sockets / "g1") as lines:
+            shutil.copy(self.new.path, host.bed.path(other))
+            # It looks for its firmware beside itself.
+            host.bed.run("ln", "-s", "/usr/share/qemu", "/usr/local/share/qemu")
+            lines.renew()
+            code, said = host.upgrade("g1", more=("--new", str(other), "--config", *_PATIENT))
+            self.assertEqual(code, 0, said)
+            self.whole(lines)
+            host.virsh("destroy", "g1")
+            host.virsh("start", "g1")
+            self.assertEqual(host.version("g1"), self.new.version)
+            self.assertEqual(host.qemus()[host.pid("g1")][0], str(other))
+
     def test_twice(self) -> None:
         """Two upgrades in a row, libvirt restarted after each, and no datagram lost."""
         with self.host() as (host, sockets), host.domain("g1", sockets / "g1") as lines:

@@ -24,10 +24,16 @@ from lab.managers.base import NewQemu, listeners, new_qemu, told
 from lab.managers.daemon import Daemon
 from lab.managers.journal import Before, Errand, Guest
 from lab.managers.libvirt import Libvirt, Through
-from lab.managers.status import DomainStatus
+from lab.managers.proxmox import Proxmox
+from lab.managers.status import DomainStatus, with_emulator
 from lab.managers.threads import Place, Places, Threads
 from lab.vm.monitor import MonitorError, QmpError
 
+DEFINITION = """<domain type="kvm">
+  <name>g1</name>
+  <!-- somebody's -->
+  <devices><emulator>/old</emulator><graphics type="vnc" passwd="&lt;x&gt;"/></devices>
+</domain>"""
 STATUS = b"""<!-- generated -->
 <domstatus state='running' reason='booted' pid='90'>
   <monitor path='/var/lib/libvirt/qemu/domain-1-g1/monitor.sock' type='unix'/>
@@ -325,6 +331,30 @@ def test_a_domain_that_libvirt_knows(tmp_path: Path, monkeypatch: pytest.MonkeyP
     for pid, settled in ((os.getpid(), True), (gone.pid, False)):
         file.write_bytes(STATUS.replace(b"pid='90'", f"pid='{pid}'".encode()))
         assert manager.settled(guest(Path("/m"), 1)) is settled
+
+
+def test_a_definition_gets_another_emulator_and_nothing_else() -> None:
+    changed = DEFINITION.replace("/old", "/usr/bin/new")
+    assert with_emulator(DEFINITION, Path("/usr/bin/new")) == changed
+
+
+def test_the_definition_is_written_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A transient domain has none, and Proxmox VE's guests have no program in theirs."""
+    defined: list[str] = []
+
+    def virsh(_self: Libvirt, *words: str, check: bool = True) -> str:
+        if words[0] == "define":
+            defined.append(Path(words[1]).read_text(encoding="utf-8"))
+        return {"list": "g0\ng1", "dumpxml": DEFINITION}.get(words[0], "")
+
+    monkeypatch.setattr(Libvirt, "_virsh", virsh)
+    manager = Libvirt("qemu:///system")
+    manager.definer(guest(Path("/m"), 1))(Path("/new"))
+    assert defined == [DEFINITION.replace("/old", "/new")]
+    transient = guest(Path("/m"), 1).model_copy(update={"name": "g2"})
+    for other, one in ((manager, transient), (Proxmox(), guest(Path("/m"), 1))):
+        with pytest.raises(PreconditionError, match=r"transient|no program"):
+            other.definer(one)
 
 
 @pytest.mark.parametrize("killed_at", [1, 2, 3])
