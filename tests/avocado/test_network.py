@@ -50,14 +50,15 @@ class Network(Upgrading, avocado.Test):
         """The same with two QEMUs that know nothing of it.
 
         A QEMU of the distribution's takes one packet more when its guest stands still already,
-        and that one is lost with it.
+        and that one is lost with it; and one that waits for room in the guest's queue when it is
+        stopped, as on a busy host, QEMU throws away (net_vm_change_state_handler()).
         """
         found = self.found(
             self.passes("transplant", 1 + 4 * SECOND_QEMU, workload="network", **_STOCK)
         )
         if (found.figures["gap_ms"] or 0) < _QUEUED_MS:
             lost = (found.figures["lost"] or 0) - (found.figures["lost_lab"] or 0)
-            self.assertLessEqual(lost, 1, found.figures)
+            self.assertLessEqual(lost, 2, found.figures)
 
     def test_two_taps(self) -> None:
         """Who starts the new QEMU gives it a tap of its own, on the same bridge."""
