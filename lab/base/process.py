@@ -247,6 +247,12 @@ def status(pid: int, name: str) -> str:
     return told.partition(f"\n{name}:")[2].partition("\n")[0].strip()
 
 
+def capable(*numbers: int) -> bool:
+    """Whether this process has capabilities in effect, by their numbers (capabilities(7))."""
+    effective = int(status(os.getpid(), "CapEff"), 16)
+    return all(effective >> number & 1 for number in numbers)
+
+
 def children(pid: int) -> Iterator[int]:
     """Yield the processes that a process has started (proc_pid_children(5))."""
     with suppress(OSError):

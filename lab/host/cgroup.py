@@ -148,7 +148,8 @@ def _room(group: Path, *, cached: bool) -> int | None:
 
 def _of_files(group: Path, below: str) -> int:
     """Return how much of a group's memory, and of those below it, is files' (bytes)."""
-    told = (line.split() for line in (group / "memory.stat").open(encoding="ascii"))
+    lines = (group / "memory.stat").read_text(encoding="ascii").splitlines()
+    told = (line.split() for line in lines)
     of = {f"{below}active_file", f"{below}inactive_file"}
     return sum(int(value) for name, value in told if name in of)
 

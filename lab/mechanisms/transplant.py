@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import shutil
 from collections.abc import Mapping
@@ -70,7 +69,7 @@ def _missing_here() -> str:
         return f"it is for x86-64 hosts, and not for {platform.machine()}"
     if facts.linux() < _KERNEL:
         return f"it takes Linux {_KERNEL[0]}.{_KERNEL[1]}, and this is {platform.release()}"
-    if not _capable():
+    if not process.capable(_CAP_SYS_PTRACE, _CAP_SYS_ADMIN):
         return "it takes root: the capabilities CAP_SYS_PTRACE and CAP_SYS_ADMIN"
     yama = Path("/proc/sys/kernel/yama/ptrace_scope")
     if yama.exists() and yama.read_text(encoding="ascii").strip() == _NO_ATTACH:
@@ -78,9 +77,3 @@ def _missing_here() -> str:
     if not shutil.which("cc"):
         return "its helper is compiled here, and there is no compiler: install gcc and libc6-dev"
     return ""
-
-
-def _capable() -> bool:
-    """Whether the lab has the capabilities that the helper needs (proc_pid_status(5), CapEff)."""
-    effective = int(process.status(os.getpid(), "CapEff"), 16)
-    return all(effective >> number & 1 for number in (_CAP_SYS_PTRACE, _CAP_SYS_ADMIN))

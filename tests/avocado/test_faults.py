@@ -196,7 +196,7 @@ class Faults(Upgrading, avocado.Test):
 
     def test_no_memory_to_fork(self) -> None:
         """There is no room for the fork either, and nobody to kill but the old QEMU."""
-        if not int(process.status(os.getpid(), "CapEff"), 16) >> _CAP_SYS_RESOURCE & 1:
+        if not process.capable(_CAP_SYS_RESOURCE):
             self.cancel("the old QEMU cannot keep itself from being killed: CAP_SYS_RESOURCE")
         self.squeezed(1 << 20)
 
