@@ -4,24 +4,72 @@
 Parameters (avocado -p): as in test_upgrade.py.
 """
 
+import ctypes
+import os
+import time
 from unittest import mock
 
 import avocado
 from upgrading import SECOND_QEMU, Upgrading
 
+from lab import mechanisms
 from lab.base.deadline import Deadline
-from lab.mechanisms import Asked, Precopy
+from lab.mechanisms import Asked, FlipLate, Precopy
 from lab.model import Findings, Outcome, Result, VerdictKind
 from lab.vm.qemu import Vm
+from lab.workloads.traffic import Traffic
 
 #: What the second QEMU itself needs, as a share of this smaller guest.
 _RATIO = 1 + 2 * SECOND_QEMU
 #: The tap's queue and the buffers of both sockets have room for ten thousand packets or more; a
 #: datagram comes each millisecond, and a segment of the stream (ms).
 _QUEUED_MS = 4000
+#: Then nothing of the stream is underway any more; then more datagrams have come than a guest's
+#: queue has room for, which is 256 (s).
+_QUIET_S, _FILLED_S = 0.5, 1.0
+#: linux/ptrace.h and linux/wait.h
+_PTRACE_DETACH, _PTRACE_SEIZE, _PTRACE_INTERRUPT = 17, 0x4206, 0x4207
+_WALL = 0x40000000
 _GO = Precopy.go
 #: QEMUs that know nothing of it, and a smaller guest.
 _STOCK = {"old": "stock:old", "new": "stock:new", "ram": "256M", "touch": "25%"}
+
+
+class _Full(FlipLate):
+    """Has the guest stopped when its queue of packets is full, and a datagram more waits in QEMU.
+
+    The guest's processor is kept from running with ptrace(2), and let go when it has to stop.  The
+    stream pauses: it would send again what was lost.
+    """
+
+    name = "full-flip-late"
+
+    def go(self, old: Vm, new: Vm, asked: Asked) -> None:
+        processor = old.monitor.execute("query-cpus-fast")[0]["thread-id"]
+        with mock.patch.object(Traffic, "_send_stream", lambda _traffic: None):
+            time.sleep(_QUIET_S)
+            self.go_full(old, new, asked, processor)
+
+    def go_full(self, old: Vm, new: Vm, asked: Asked, processor: int) -> None:
+        """Begin the move while that thread of the old QEMU does not run."""
+        _ptrace(_PTRACE_SEIZE, processor)
+        try:
+            _ptrace(_PTRACE_INTERRUPT, processor)
+            os.waitpid(processor, _WALL)
+            time.sleep(_FILLED_S)
+            super().go(old, new, asked)
+            for _ in Deadline.after(30, "the guest is to stop").poll(0.001):
+                if not old.monitor.execute("query-status")["running"]:
+                    break
+        finally:
+            _ptrace(_PTRACE_DETACH, processor)
+
+
+def _ptrace(request: int, thread: int) -> None:
+    """Call ptrace(2) without its last two arguments; raise OSError."""
+    arguments = (ctypes.c_long(request), ctypes.c_long(thread), None, None)
+    if ctypes.CDLL(None, use_errno=True).ptrace(*arguments):
+        raise OSError(ctypes.get_errno(), f"ptrace: {os.strerror(ctypes.get_errno())}")
 
 
 class Network(Upgrading, avocado.Test):
@@ -45,6 +93,21 @@ class Network(Upgrading, avocado.Test):
                 # What an ordinary user's socket has no room for here is not the upgrade's doing.
                 lost = (found.figures["lost"] or 0) - (found.figures["lost_lab"] or 0)
                 self.assertEqual(lost, 0, f"{mechanism}: {found.figures}")
+
+    def test_full(self) -> None:
+        """A packet for which the guest had no room when it was stopped is the guest's all the same.
+
+        It waits in the old QEMU then, which hands it on, or keeps it if it keeps the guest.
+        """
+        with mock.patch.object(mechanisms, "MECHANISMS", (*mechanisms.MECHANISMS, _Full())):
+            self.nothing_lost(self.passes(_Full.name, _RATIO, workload="network"))
+            result = self.new_killed(_Full.name, 2.3, workload="network")
+        self.assertEqual(result.outcome, Outcome.ROLLED_BACK, result.reasons)
+        self.nothing_lost(result)
+
+    def nothing_lost(self, result: Result) -> None:
+        """Assert that not a single datagram was lost, in no queue."""
+        self.assertEqual(self.found(result).figures["lost"], 0)
 
     def test_transplant(self) -> None:
         """The same with two QEMUs that know nothing of it.
