@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/sysmacros.h>
 
 static const struct {
     char name[3];
@@ -54,16 +55,18 @@ int maps_line(struct maps *maps, const char *line, struct error *error)
 {
     struct mapping *last = maps->count ? &maps->list[maps->count - 1] : NULL;
     struct mapping mapping = { 0 };
-    uint64_t kilobytes, inode;
+    unsigned major, minor;
+    uint64_t kilobytes;
     char text[8];
     int name = 0;
 
-    if (sscanf(line, "%" SCNx64 "-%" SCNx64 " %4s %" SCNx64 " %*s %" SCNu64 " %n", &mapping.start,
-               &mapping.end, text, &mapping.offset, &inode, &name) == 5) {
+    if (sscanf(line, "%" SCNx64 "-%" SCNx64 " %4s %" SCNx64 " %x:%x %" SCNu64 " %n", &mapping.start,
+               &mapping.end, text, &mapping.offset, &major, &minor, &mapping.inode, &name) == 7) {
         if (strlen(text) != 4 || mapping.start >= mapping.end) {
             return fail(error, "a mapping that is none: %.80s", line);
         }
-        mapping.flags = permissions(text) | (inode ? MAPPING_FILE : 0);
+        mapping.flags = permissions(text) | (mapping.inode ? MAPPING_FILE : 0);
+        mapping.device = makedev(major, minor);
         snprintf(mapping.name, sizeof(mapping.name), "%.*s", (int)strcspn(line + name, "\n"),
                  line + name);
         return add(maps, &mapping, error);

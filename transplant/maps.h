@@ -31,6 +31,7 @@ struct mapping {
     uint64_t start;
     uint64_t end;
     uint64_t offset;
+    uint64_t device, inode; /* of the file, as stat(2) has them; 0 without one */
     uint64_t huge_bytes; /* in anonymous huge pages */
     unsigned flags;
     char name[64]; /* cut off when it is longer; enough for those in brackets */

@@ -20,7 +20,7 @@
 #include "error.h"
 
 #define PROTOCOL_MAGIC 0x50465450u /* "PTFP" */
-#define PROTOCOL_VERSION 2
+#define PROTOCOL_VERSION 3
 #define PROTOCOL_REPLY 0x8000
 #define PROTOCOL_MOST (1u << 20)
 

@@ -7,6 +7,7 @@
 
 #include "elf.h"
 #include "remote.h"
+#include "shared.h"
 
 /* struct RAMBlock: host, two words before offset; idstr, some words behind max_length. */
 #define HOST_BEFORE 16
@@ -52,9 +53,9 @@ size_t ramblock_scan(const uint8_t *heap, size_t size, const struct block *block
 
 int ramblock_check(const struct block *block, const struct maps *maps, struct error *error)
 {
-    const unsigned wanted = MAPPING_READ | MAPPING_WRITE | MAPPING_PRIVATE | MAPPING_DONTFORK;
+    const unsigned wanted = MAPPING_READ | MAPPING_WRITE | MAPPING_DONTFORK;
     uint64_t at = block->address, end = at + PAGE_UP(block->most);
-    const struct mapping *mapping = maps_begin(maps, at);
+    const struct mapping *mapping = maps_begin(maps, at), *first = mapping;
 
     if (!mapping) {
         return fail(error, "RAM block %s is not at %#lx: no mapping begins there", block->name,
@@ -65,9 +66,12 @@ int ramblock_check(const struct block *block, const struct maps *maps, struct er
         if (!mapping) {
             return fail(error, "RAM block %s is longer than what is mapped", block->name);
         }
-        if (!(mapping->flags & MAPPING_PRIVATE) || mapping->flags & MAPPING_FILE) {
-            return fail(error, "RAM block %s is shared, or in a file: handover is for that",
-                        block->name);
+        if (shared_is(mapping) ? mapping->inode != first->inode ||
+                                     mapping->offset - first->offset != at - block->address
+                               : shared_is(first) || !(mapping->flags & MAPPING_PRIVATE) ||
+                                     mapping->flags & MAPPING_FILE) {
+            return fail(error, "RAM block %s is in a file that has a name, or shared without a "
+                               "file of its own: handover is for that", block->name);
         }
         if (mapping->flags & MAPPING_POOL) {
             return fail(error, "RAM block %s is of the kernel's pool of huge pages", block->name);
@@ -136,6 +140,7 @@ int ramblock_find(pid_t pid, struct block *blocks, size_t count, const struct ma
 {
     static uint64_t found[BLOCKS][CANDIDATES];
     size_t counts[BLOCKS] = { 0 }, unknown = 0;
+    const struct mapping *mapping;
 
     for (size_t k = 0; k < count; k++) {
         unknown += !blocks[k].address;
@@ -151,6 +156,14 @@ int ramblock_find(pid_t pid, struct block *blocks, size_t count, const struct ma
         blocks[k].address = blocks[k].address ? blocks[k].address : found[k][0];
         if (ramblock_check(&blocks[k], maps, error)) {
             return -1;
+        }
+        blocks[k].file = 0;
+        mapping = maps_begin(maps, blocks[k].address);
+        if (shared_is(mapping)) {
+            blocks[k].file = shared_descriptor(pid, mapping, error);
+            if (blocks[k].file < 0) {
+                return -1;
+            }
         }
         for (size_t other = 0; other < k; other++) {
             if (blocks[other].address == blocks[k].address) {

@@ -27,6 +27,8 @@ struct block {
     uint64_t used;
     uint64_t most;    /* the length that it may grow to, and that is mapped */
     uint64_t address; /* in the process; 0 while it is not known */
+    int file;         /* shared memory: the descriptor that the process has of it; else 0 */
+    int place;        /* ... and the number that the new QEMU has the old one's by until then */
 };
 
 /*
@@ -39,7 +41,7 @@ size_t ramblock_scan(const uint8_t *heap, size_t size, const struct block *block
 /* Whether a block may be at its address: all of its memory is there, and of the right kind. */
 int ramblock_check(const struct block *block, const struct maps *maps, struct error *error);
 
-/* Finds and checks all blocks of a process, whose mappings are in `maps`. */
+/* Finds and checks all blocks of a process, whose mappings are in `maps`, and their files. */
 int ramblock_find(pid_t pid, struct block *blocks, size_t count, const struct maps *maps,
                   struct error *error);
 

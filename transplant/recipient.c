@@ -73,6 +73,10 @@ static int match(struct recipient *recipient, const struct donor *donor,
                         found->name, (unsigned long)found->most,
                         (unsigned long)donor->blocks[i].most);
         }
+        if (!found->file != !donor->blocks[i].file) {
+            return fail(error, "RAM block %s is shared memory in one QEMU, and not in the other",
+                        found->name);
+        }
         recipient->blocks[i] = *found;
     }
     for (size_t i = 0; i < count; i++) {
@@ -117,6 +121,23 @@ static int move_block(struct remote *remote, const struct maps *maps, uint64_t f
     return remote->error->set ? -1 : 0;
 }
 
+/* Maps the old QEMU's file where the new one has its own: privately, or for good. */
+static int map_file(struct remote *remote, const struct maps *maps, const struct donor *donor,
+                    size_t i, const struct block *block, int how)
+{
+    const struct mapping *mapping = maps_begin(maps, block->address);
+    uint64_t size = PAGE_UP(block->most);
+
+    if (!mapping) {
+        return fail(remote->error, "RAM block %s is not where it was", block->name);
+    }
+    remote_call(remote, "the new QEMU cannot map shared memory", SYS_mmap, block->address, size,
+                PROT_READ | PROT_WRITE, how | MAP_FIXED | MAP_NORESERVE, block->place,
+                maps_begin(&donor->maps, donor->blocks[i].address)->offset);
+    advise(remote, block->address, size, mapping->flags);
+    return remote->error->set ? -1 : 0;
+}
+
 /* Makes the new QEMU's main thread, which is stopped, ready for calls. */
 static int begin_calls(struct remote *remote, const struct recipient *recipient,
                        const struct maps *maps, struct error *error)
@@ -141,8 +162,14 @@ static int move_all(struct recipient *recipient, const struct donor *donor,
         return -1;
     }
     for (size_t i = 0; i < donor->count; i++) {
-        if (move_block(&remote, maps, donor->blocks[i].address, recipient->blocks[i].address,
-                       PAGE_UP(donor->blocks[i].most))) {
+        uint64_t from = donor->blocks[i].address, size = PAGE_UP(donor->blocks[i].most);
+
+        if (recipient->blocks[i].file) {
+            remote_call(&remote, NULL, SYS_munmap, from, size, 0, 0, 0, 0);
+            if (map_file(&remote, maps, donor, i, &recipient->blocks[i], MAP_PRIVATE)) {
+                return -1;
+            }
+        } else if (move_block(&remote, maps, from, recipient->blocks[i].address, size)) {
             return -1;
         }
     }
@@ -174,6 +201,62 @@ int recipient_adopt(struct recipient *recipient, const struct donor *donor,
     }
     maps_free(&maps);
     recipient->adopt_us = now_us() - begun;
+    return error->set ? -1 : 0;
+}
+
+/* All threads are stopped: puts what was written to the file, and maps that for good. */
+static int share_all(struct recipient *recipient, const struct donor *donor,
+                     const struct maps *maps, struct shared_undo *undo, struct error *error)
+{
+    struct remote remote;
+
+    for (size_t i = 0; i < donor->count && !error->set; i++) {
+        const struct block *block = &recipient->blocks[i], *old = &donor->blocks[i];
+
+        if (block->file) {
+            shared_write(undo, i, donor->pid, old->file, recipient->pid, block->address,
+                         maps_begin(&donor->maps, old->address)->offset, PAGE_UP(block->most),
+                         error);
+        }
+    }
+    if (error->set || begin_calls(&remote, recipient, maps, error)) {
+        return -1;
+    }
+    for (size_t i = 0; i < donor->count; i++) {
+        const struct block *block = &recipient->blocks[i];
+
+        if (block->file && !map_file(&remote, maps, donor, i, block, MAP_SHARED)) {
+            remote_call(&remote, "the new QEMU cannot take the descriptor of shared memory",
+                        SYS_dup3, block->place, block->file, O_CLOEXEC, 0, 0, 0);
+            remote_call(&remote, NULL, SYS_close, block->place, 0, 0, 0, 0, 0);
+        }
+    }
+    return remote_end(&remote);
+}
+
+int recipient_share(struct recipient *recipient, const struct donor *donor,
+                    struct shared_undo *undo, struct error *error)
+{
+    struct hold hold = { 0 };
+    struct maps maps = { 0 };
+    bool any = false;
+
+    for (size_t i = 0; i < donor->count; i++) {
+        any |= recipient->blocks[i].file;
+    }
+    if (!any) {
+        return 0;
+    }
+    if (!hold_all(&hold, recipient->pid, recipient->pid, error)) {
+        if (!maps_read(&maps, recipient->pid, error)) {
+            share_all(recipient, donor, &maps, undo, error);
+        }
+        hold_release(&hold, recipient->pid);
+        if (ptrace(PTRACE_CONT, recipient->pid, 0, 0)) {
+            fail_errno(error, "the new QEMU does not go on");
+        }
+    }
+    maps_free(&maps);
     return error->set ? -1 : 0;
 }
 

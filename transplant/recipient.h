@@ -15,6 +15,7 @@
 #include "donor.h"
 #include "elf.h"
 #include "error.h"
+#include "shared.h"
 
 #define DESCRIPTORS 64
 
@@ -65,6 +66,10 @@ int recipient_become(struct recipient *recipient, const struct donor *donor,
  */
 int recipient_adopt(struct recipient *recipient, const struct donor *donor,
                     const struct block *blocks, size_t count, struct error *error);
+
+/* Lets shared memory be the new QEMU's as well: what it has written there is the guest's then. */
+int recipient_share(struct recipient *recipient, const struct donor *donor,
+                    struct shared_undo *undo, struct error *error);
 
 /* Gives descriptors of the new QEMU's other numbers; what had these is closed by that. */
 int recipient_replace(struct recipient *recipient, const struct replacement *replacements,

@@ -303,3 +303,33 @@ void hold_release(struct hold *hold, pid_t keep)
     }
     hold->count = 0;
 }
+
+void set_oom_score(pid_t pid, int score)
+{
+    char path[64];
+    FILE *file;
+
+    snprintf(path, sizeof(path), "/proc/%d/oom_score_adj", pid);
+    file = fopen(path, "w");
+    if (file) {
+        fprintf(file, "%d", score);
+        fclose(file);
+    }
+}
+
+int get_oom_score(pid_t pid)
+{
+    int score = 0;
+    char path[64];
+    FILE *file;
+
+    snprintf(path, sizeof(path), "/proc/%d/oom_score_adj", pid);
+    file = fopen(path, "r");
+    if (file) {
+        if (fscanf(file, "%d", &score) != 1) {
+            score = 0;
+        }
+        fclose(file);
+    }
+    return score;
+}

@@ -55,6 +55,10 @@ long remote_call(struct remote *remote, const char *what, long number, long a, l
 /* Returns where the vdso of a process, at this address, has an instruction syscall; or 0. */
 uint64_t remote_instruction(pid_t pid, uint64_t vdso, size_t size, struct error *error);
 
+/* How likely the kernel is to end a process when memory is short (proc_pid_oom_score_adj(5)). */
+void set_oom_score(pid_t pid, int score);
+int get_oom_score(pid_t pid);
+
 int remote_read(pid_t pid, uint64_t address, void *data, size_t size, struct error *error);
 int remote_write(pid_t pid, uint64_t address, const void *data, size_t size, struct error *error);
 

@@ -16,36 +16,6 @@
 #define HIGHEST_FD 65536
 #define OOM_FIRST 1000
 
-void set_oom_score(pid_t pid, int score)
-{
-    char path[64];
-    FILE *file;
-
-    snprintf(path, sizeof(path), "/proc/%d/oom_score_adj", pid);
-    file = fopen(path, "w");
-    if (file) {
-        fprintf(file, "%d", score);
-        fclose(file);
-    }
-}
-
-static int get_oom_score(pid_t pid)
-{
-    int score = 0;
-    char path[64];
-    FILE *file;
-
-    snprintf(path, sizeof(path), "/proc/%d/oom_score_adj", pid);
-    file = fopen(path, "r");
-    if (file) {
-        if (fscanf(file, "%d", &score) != 1) {
-            score = 0;
-        }
-        fclose(file);
-    }
-    return score;
-}
-
 /* Reads RAM blocks as the monitor of a QEMU has them. */
 static size_t read_blocks(struct reader *reader, struct block *blocks, struct error *error)
 {
@@ -61,6 +31,7 @@ static size_t read_blocks(struct reader *reader, struct block *blocks, struct er
         blocks[i].used = read_number(reader);
         blocks[i].most = read_number(reader);
         blocks[i].address = read_number(reader);
+        blocks[i].place = read_number(reader);
         if (!blocks[i].most || blocks[i].used > blocks[i].most || blocks[i].most >> 46) {
             fail(error, "RAM block %s has a length that none can have", blocks[i].name);
         }
@@ -123,6 +94,7 @@ static void do_examine(struct session *session, struct reader *reader, struct wr
     for (size_t i = 0; i < donor->count; i++) {
         write_number(writer, donor->blocks[i].address);
         write_number(writer, huge_bytes(donor, &donor->blocks[i]));
+        write_number(writer, donor->blocks[i].file);
     }
 }
 
@@ -233,8 +205,10 @@ static void do_delta(struct session *session, struct reader *reader, struct writ
         return;
     }
     for (size_t i = 0; i < donor->count; i++) {
+        /* Shared memory is the same, whatever it is. */
         ranges[i] = (struct range){ donor->blocks[i].address, recipient->blocks[i].address,
-                                    PAGE_UP(donor->blocks[i].most) };
+                                    donor->blocks[i].file ? 0
+                                                          : PAGE_UP(donor->blocks[i].most) };
     }
     if (mode == DELTA_VERIFY) {
         delta_verify(donor->pid, recipient->pid, ranges, donor->count, delta, session->error);
@@ -267,10 +241,15 @@ static void do_hold(struct session *session, struct reader *reader, struct write
     if (need_end(reader, session->error) || need_recipient(session)) {
         return;
     }
-    /* First the new QEMU, which would end with us; then the old one, which must not run again. */
-    if (recipient_replace(&session->recipient, taps, count, session->error) ||
-        recipient_let_go(&session->recipient, session->error) ||
-        hold_all(&session->hold, session->donor.pid, 0, session->error)) {
+    /*
+     * First the old QEMU, which must not run again: with us it would go on, and the new one would
+     * end.  After that nothing more of the new one's would end with us.
+     */
+    if (hold_all(&session->hold, session->donor.pid, 0, session->error) ||
+        recipient_share(&session->recipient, &session->donor, &session->shared,
+                        session->error) ||
+        recipient_replace(&session->recipient, taps, count, session->error) ||
+        recipient_let_go(&session->recipient, session->error)) {
         return;
     }
     set_oom_score(session->recipient.pid, session->oom_score);
@@ -310,6 +289,7 @@ static void do_finish(struct session *session, struct reader *reader, struct wri
     }
     wait_ended(pid);
     session->hold.count = 0;
+    shared_end(&session->shared, false);
     write_number(writer, now_us() - begun);
 }
 
@@ -326,6 +306,7 @@ static void do_abandon(struct session *session, struct reader *reader, struct wr
         recipient_attend(recipient, &how); /* if it ended by itself, that is worth knowing */
     }
     recipient_end(recipient);
+    shared_end(&session->shared, true);
     hold_release(&session->hold, 0);
     if (session->donor.count) {
         donor_reap(&session->donor, session->error);

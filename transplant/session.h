@@ -15,6 +15,7 @@ struct session {
     struct donor donor;
     struct recipient recipient;
     struct hold hold;
+    struct shared_undo shared;
     int oom_score; /* the old QEMU's own */
     struct error *error;
 };
@@ -25,7 +26,5 @@ struct session {
  */
 void session_request(struct session *session, enum request request, struct reader *reader,
                      struct writer *writer);
-
-void set_oom_score(pid_t pid, int score);
 
 #endif

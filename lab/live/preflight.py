@@ -335,7 +335,7 @@ def _memory_reasons(mechanism: Mechanism, found: Running) -> Iterator[str]:
             f"guest RAM is a file that the new QEMU maps as well ({', '.join(files)}): what is "
             "copied would be written over what the guest has written since; take ignore-shared"
         )
-    if mechanism.inherits and shared and not private:
+    if mechanism.inherits and not mechanism.from_outside and shared and not private:
         yield "guest RAM is shared memory; take handover"
 
 

@@ -54,6 +54,10 @@ class Operation(Driven):
         self._moved: list[Differing] = []
         self._us: dict[str, int] = {}
         self._filtered = False
+        #: Shared memory, by the blocks' names: the old QEMU's descriptors, and the numbers by which
+        #: the new one has them until the guest runs there.
+        self._files: dict[str, int] = {}
+        self._file_places: dict[str, int] = {}
         self._began = False
         #: What the new QEMU says until the commit (a file in memory).
         self._words = self._stack.enter_context(devices.memory_file("pageflip-words"))[0]
@@ -78,6 +82,11 @@ class Operation(Driven):
             self._helper = self._started()
             found = self._helper.examine(self._old.pid, self._blocks)
             self._filtered = found.filtered
+            self._files = {
+                block.name: file
+                for block, file in zip(self._blocks, found.files, strict=True)
+                if file
+            }
             words = [*self._new.machine.argv(), "-S"]
             # By its full path: it is opened as the old QEMU sees it.
             words[0] = str(Path(words[0]).absolute())
@@ -121,6 +130,8 @@ class Operation(Driven):
         if Path(f"/proc/{self._old.pid}/fd/{_STDERR}").exists():
             self._places[_STDERR] = max([_STDERR, *numbers, *self._places.values()]) + 1
             found[_STDERR] = self._words
+        free = max([_STDERR, *numbers, *self._places.values()]) + 1
+        self._file_places = {name: free + i for i, name in enumerate(self._files)}
         return found
 
     @contextmanager
@@ -135,6 +146,7 @@ class Operation(Driven):
         found = {to: int(told["fd"]) for to, told in given.items()} | self._taps.real
         if _STDERR in self._places:
             found[self._places[_STDERR]] = _STDERR
+        found |= {place: self._files[name] for name, place in self._file_places.items()}
         try:
             yield found
         finally:
@@ -149,7 +161,7 @@ class Operation(Driven):
         set_capabilities(self._new, ("events",))
         theirs = devices.ram_blocks(self._new)
         with timed(self._us, "handshake-us"):
-            self._helper.adopt(theirs)
+            self._helper.adopt(theirs, self._file_places)
         self._check_changed(self._helper.count())
         # What has changed so far is brought over now, and once more with the rest when the guest
         # stands still: to write to a page for the first time takes seven times as long.
@@ -179,7 +191,8 @@ class Operation(Driven):
 
     def _check_changed(self, found: Sequence[Differing]) -> None:
         changed = sum(one.different for one in found) * _PAGE
-        most = max(sum(block.most for block in self._blocks) // _SHARE, _MAX_CHANGED)
+        private = sum(block.most for block in self._blocks if block.name not in self._files)
+        most = max(private // _SHARE, _MAX_CHANGED)
         if changed > most:
             raise HelperError(
                 f"the guest has changed {changed // 2**20} MiB since the fork, and not more than "
@@ -268,22 +281,26 @@ class Operation(Driven):
             "localhost": {
                 "rehearsed": self._rehearsed,
                 "filtered": self._filtered,
-                "blocks": [*map(_told, self._blocks, moved)],
+                "blocks": [
+                    _told(block, found, shared=block.name in self._files)
+                    for block, found in zip(self._blocks, moved, strict=True)
+                ],
                 **self._us,
             }
         }
 
 
-def _told(block: RamBlock, found: Differing | None) -> Mapping[str, Any]:
+def _told(block: RamBlock, found: Differing | None, *, shared: bool) -> Mapping[str, Any]:
     """Return what became of a RAM block, as the series' query-migrate tells it."""
     copied = found.different * _PAGE if found else 0
     absent = found.absent * _PAGE if found else 0
+    kept = max(block.used - copied - absent, 0) if found else 0
     return {
         "name": block.name,
-        "mechanism": "flip",
+        "mechanism": "handover" if shared else "flip",
         "size": block.used,
-        "flipped-bytes": max(block.used - copied - absent, 0) if found else 0,
-        "handed-over-bytes": 0,
+        "flipped-bytes": 0 if shared else kept,
+        "handed-over-bytes": kept if shared else 0,
         "gifted-bytes": 0,
         "copied-bytes": copied,
         "faulted-bytes": 0,

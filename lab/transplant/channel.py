@@ -12,7 +12,7 @@ from collections.abc import Callable
 from lab.base.deadline import Deadline
 from lab.base.errors import CannotTellError
 
-MAGIC, VERSION, REPLY, MOST = 0x50465450, 2, 0x8000, 1 << 20
+MAGIC, VERSION, REPLY, MOST = 0x50465450, 3, 0x8000, 1 << 20
 _HEADER = struct.Struct("<IHHII")
 _NUMBER = struct.Struct("<Q")
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from lab.base.deadline import Deadline
 from lab.base.errors import CannotTellError
@@ -27,6 +28,7 @@ WARNINGS = ("-Wall", "-Wextra")
 _REQUEST_S = 70.0
 _FINISH_S = 310.0
 _END_S = 5.0
+_NOWHERE: Mapping[str, int] = MappingProxyType({})
 
 
 def compiled(layout: Layout) -> Path:
@@ -71,9 +73,11 @@ class Examined:
     filtered: bool
     #: How many bytes of code could be put where nothing is.
     cave_bytes: int
-    #: Of each RAM block: where it is, and how much of it is in huge pages (bytes).
+    #: Of each RAM block: where it is, how much of it is in huge pages (bytes), and by which
+    #: descriptor the old QEMU has the file that it is shared memory of (0: it is private).
     addresses: tuple[int, ...]
     huge_bytes: tuple[int, ...]
+    files: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -109,10 +113,8 @@ class Helper:
         answer = self._ask(Order.EXAMINE, pid, *_fields(blocks))
         self._count = len(blocks)
         filtered, cave = answer.number(), answer.number()
-        pairs = [(answer.number(), answer.number()) for _ in blocks]
-        return Examined(
-            bool(filtered), cave, tuple(one for one, _ in pairs), tuple(two for _, two in pairs)
-        )
+        told = [(answer.number(), answer.number(), answer.number()) for _ in blocks]
+        return Examined(bool(filtered), cave, *zip(*told, strict=True))
 
     def start(self, argv: Sequence[str], descriptors: Mapping[int, int], *, dry: bool) -> Started:
         """Fork the old QEMU; its child becomes `argv`, or with `dry` ends then.
@@ -124,9 +126,12 @@ class Helper:
         answer = self._ask(Order.START, int(dry), len(argv), *argv, len(kept), *numbers)
         return Started(*(answer.number() for _ in range(5)))
 
-    def adopt(self, blocks: Sequence[RamBlock]) -> int:
-        """Move the inherited memory under these RAM blocks of the new QEMU (microseconds)."""
-        return self._ask(Order.ADOPT, *_fields(blocks)).number()
+    def adopt(self, blocks: Sequence[RamBlock], places: Mapping[str, int] = _NOWHERE) -> int:
+        """Move the inherited memory under these RAM blocks of the new QEMU (microseconds).
+
+        `places` are the numbers by which it has the old one's shared memory, by the blocks' names.
+        """
+        return self._ask(Order.ADOPT, *_fields(blocks, places)).number()
 
     def count(self) -> list[Differing]:
         """Count what differs, of each RAM block."""
@@ -147,10 +152,10 @@ class Helper:
         return took, found
 
     def hold(self, places: Mapping[int, int]) -> int:
-        """Let the new QEMU go, and hold the old one's threads until `finish` (microseconds).
+        """Hold the old QEMU's threads until `finish`, and let the new one go (microseconds).
 
-        Before that, descriptors of the new QEMU's change their `places`: the numbers that they are
-        to have, and those that they had.
+        What that one has written to shared memory is the guest's then, and descriptors of its
+        change their `places`: the numbers that they are to have, and those that they had.
         """
         pairs = [number for to, since in places.items() for number in (since, to)]
         return self._ask(Order.HOLD, len(places), *pairs).number()
@@ -172,10 +177,13 @@ class Helper:
         return self._channel.ask(request, *fields, deadline=deadline)
 
 
-def _fields(blocks: Sequence[RamBlock]) -> Iterator[int | str]:
+def _fields(
+    blocks: Sequence[RamBlock], places: Mapping[str, int] = _NOWHERE
+) -> Iterator[int | str]:
     yield len(blocks)
     for block in blocks:
         yield from (block.name, block.offset, block.used, block.most, block.address)
+        yield places.get(block.name, 0)
 
 
 @contextmanager

@@ -207,6 +207,15 @@ class Faults(Upgrading, avocado.Test):
         self.assertEqual(result.integrity.heartbeats_doubled, 0)
 
 
+def _shared(pid: int) -> tuple[str, int]:
+    """Return which file a QEMU's only shared memory is, and how many descriptors it has of it."""
+    maps = Path(f"/proc/{pid}/maps").read_text(encoding="utf-8").splitlines()
+    files = {line.split()[4] for line in maps if line.split()[1] == "rw-s" and "/memfd:mem" in line}
+    (inode,) = files
+    opened = [one for one in Path(f"/proc/{pid}/fd").iterdir() if str(one.stat().st_ino) == inode]
+    return inode, len(opened)
+
+
 class Foreign(ByHand, avocado.Test):
     """QEMUs that were started by hand: what ``upgrade --pid`` does.
 
@@ -273,6 +282,33 @@ class Foreign(ByHand, avocado.Test):
         self.assertIn("prealloc=off", words)
         self.assertNotIn("-mem-prealloc", words)
 
+    def test_shared(self) -> None:
+        """Shared memory stays the file that it was, also when nothing comes of it.
+
+        By that file the guest goes on to a third QEMU: what the second one has as its descriptor is
+        what it hands over.
+        """
+        self.prepare("old", "new")
+        ram = "memory-backend-memfd,id=ram,size=512M,share=on"
+        with self.by_hand("-object", ram, "-machine", "memory-backend=ram", rate=2**20) as one:
+            file = _shared(one.vm.pid)
+            (moved,) = self.move(one, rehearse=True)
+            self.assertEqual((moved.outcome, moved.failure), (Outcome.REHEARSED, ""))
+            self.still_there(one)
+            with _half_a_state():
+                (moved,) = self.move(one)
+            self.assertEqual(moved.outcome, Outcome.ROLLED_BACK)
+            self.still_there(one)
+            (moved,) = self.move(one)
+            self.assertEqual((moved.outcome, moved.failure), (Outcome.UPGRADED, ""))
+            self.assertEqual(_shared(moved.new_pid), file)
+            self.whole(one, one.control)
+            (moved,) = self.move(one, pid=moved.new_pid, mechanism="handover")
+            self.assertEqual((moved.outcome, moved.failure), (Outcome.UPGRADED, ""))
+            self.assertEqual(_shared(moved.new_pid), file)
+            one.heart.wait(500, Deadline.after(60, "the guest's heart beats"), lambda: None)
+            self.whole(one, one.control)
+
     def test_older_kernel(self) -> None:
         """Where a fork and a disk read past the cache do not agree, it stands still for both."""
         self.prepare("stock:old", "stock:new")
@@ -313,10 +349,12 @@ class Foreign(ByHand, avocado.Test):
             self.assertEqual((there.pid, there.binary.version), (moved.new_pid, self.new.version))
         return moved
 
-    def move(self, one: Guest, *, rehearse: bool = False) -> list[Moved]:
-        """Do what the verb does."""
+    def move(
+        self, one: Guest, *, rehearse: bool = False, pid: int = 0, mechanism: str = "transplant"
+    ) -> list[Moved]:
+        """Do what the verb does; `pid` is the QEMU that has the guest, if that is another one."""
         asked = mechanisms.Asked(rehearse=rehearse, patience_ms=30_000)
-        plan = planning.plan(str(one.vm.pid), self.new, "transplant", asked)
+        plan = planning.plan(str(pid or one.vm.pid), self.new, mechanism, asked)
         return Mover(self.layout).all([plan], 1)
 
     def whole(self, _one: Guest, control: Any) -> None:

@@ -65,6 +65,8 @@ class Mapping(ctypes.Structure):
         ("start", ctypes.c_uint64),
         ("end", ctypes.c_uint64),
         ("offset", ctypes.c_uint64),
+        ("device", ctypes.c_uint64),
+        ("inode", ctypes.c_uint64),
         ("huge_bytes", ctypes.c_uint64),
         ("flags", ctypes.c_uint),
         ("name", ctypes.c_char * 64),
@@ -86,6 +88,8 @@ class Block(ctypes.Structure):
         ("used", ctypes.c_uint64),
         ("most", ctypes.c_uint64),
         ("address", ctypes.c_uint64),
+        ("file", ctypes.c_int),
+        ("place", ctypes.c_int),
     )
 
 
@@ -146,6 +150,7 @@ def pure(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     library.blob_build.restype = ctypes.c_long
     library.blob_size.restype = ctypes.c_size_t
     library.delta_differs.restype = ctypes.c_bool
+    library.shared_is.restype = ctypes.c_bool
     library.delta_differs.argtypes = [ctypes.c_uint64, ctypes.c_uint64]
     return library
 
@@ -260,6 +265,14 @@ VmFlags: rd wr mr mw me dc ac sd mg hg
 VmFlags: rd wr mr mw me ac sd
 7f0000400000-7f0000500000 rw-s 00001000 00:05 77    /memfd:ram (deleted)
 VmFlags: rd wr sh mr mw me ms lo ht uw
+7f0000500000-7f0000600000 rw-s 00000000 00:01 78    /memfd:memory-backend-memfd (deleted)
+VmFlags: rd wr sh mr mw me ms dc sd
+7f0000600000-7f0000700000 rw-s 00200000 00:01 78    /memfd:memory-backend-memfd (deleted)
+VmFlags: rd wr sh mr mw me ms dc sd
+7f0000800000-7f0000900000 rw-s 00000000 00:15 79    /dev/shm/ram
+VmFlags: rd wr sh mr mw me ms dc sd
+7f0000a00000-7f0000b00000 rw-p 00000000 00:01 78    /memfd:memory-backend-memfd (deleted)
+VmFlags: rd wr mr mw me dc sd
 7fff00000000-7fff00002000 r-xp 00000000 00:00 0                          [vdso]
 VmFlags: rd ex mr mw me de sd
 """
@@ -277,12 +290,15 @@ def maps(pure: ctypes.CDLL) -> Iterator[Maps]:
     pure.maps_free(ctypes.byref(made))
 
 
-def test_mappings_and_their_flags(maps: Maps) -> None:
-    plain, heap, shared, vdso = maps.list[: maps.count]
+def test_mappings_and_their_flags(pure: ctypes.CDLL, maps: Maps) -> None:
+    plain, heap, shared, *files, vdso = maps.list[: maps.count]
     assert (plain.start, plain.end, plain.huge_bytes) == (0x7F0000000000, 0x7F0000200000, 2 << 20)
     assert plain.flags == READ | WRITE | PRIVATE | DONTFORK | MERGE | HUGE
     assert heap.flags == READ | WRITE | PRIVATE
     assert shared.flags == READ | WRITE | FILE | LOCKED | POOL | WATCHED
+    assert (shared.device, shared.inode) == (os.makedev(0, 5), 77)
+    known = [bool(pure.shared_is(ctypes.byref(one))) for one in (plain, shared, *files, vdso)]
+    assert known == [False, True, True, True, False, False, False]
     assert (vdso.name, vdso.flags) == (b"[vdso]", READ | EXEC | PRIVATE)
 
 
@@ -353,6 +369,33 @@ def test_a_block_is_found_anywhere_in_a_large_heap(pure: ctypes.CDLL, at: int) -
         del hold
 
 
+def test_what_was_written_privately_is_shared_and_taken_back(pure: ctypes.CDLL) -> None:
+    """The second page was written to, the third one read only, the fourth one is a hole's."""
+    pages, page = 5, 4096
+    file = os.memfd_create("memory-backend-memfd")
+    os.pwrite(file, b"\1" * page + b"\2" * page + b"\3" * page, page)  # the first one before it
+    os.ftruncate(file, (pages + 1) * page)
+    protection = mmap.PROT_READ | mmap.PROT_WRITE
+    with mmap.mmap(file, pages * page, flags=mmap.MAP_PRIVATE, prot=protection, offset=page) as ram:
+        hold = ctypes.c_char.from_buffer(ram)
+        ram[page] = 77
+        assert ram[2 * page] == 3
+        os.pwrite(file, b"\4", page)  # the guest goes on: that is not to be undone
+        before = os.pread(file, pages * page, page)
+        undo, error = ctypes.create_string_buffer(4096), Error()
+        me, where = os.getpid(), ctypes.c_uint64(ctypes.addressof(hold))
+        sizes = ctypes.c_uint64(page), ctypes.c_uint64(pages * page)
+        more = me, file, me, where, *sizes, ctypes.byref(error)
+        assert not pure.shared_write(undo, ctypes.c_size_t(0), *more), error.text
+        after = os.pread(file, pages * page, page)
+        assert after == before[:page] + b"\x4d" + before[page + 1 :]
+        pure.shared_end(undo, True)
+        assert os.pread(file, pages * page, page) == before
+        assert not any(undo.raw)  # nothing is left open
+        del hold
+    os.close(file)
+
+
 @pytest.mark.parametrize(
     ("start", "most", "words"),
     [
@@ -360,7 +403,11 @@ def test_a_block_is_found_anywhere_in_a_large_heap(pure: ctypes.CDLL, at: int) -
         (0x7F0000000000, 0x200001, "does not look like guest memory"),
         (0x7F0000001000, 0x1000, "no mapping begins there"),
         (0x7F0000200000, 0x1000, "does not look like guest memory"),
-        (0x7F0000400000, 0x1000, "is shared"),
+        (0x7F0000400000, 0x1000, "pool of huge pages"),
+        (0x7F0000500000, 0x100000, ""),
+        (0x7F0000500000, 0x200000, "is in a file"),  # not that part of it
+        (0x7F0000800000, 0x1000, "is in a file"),
+        (0x7F0000A00000, 0x1000, "is in a file"),
         (0x7F0000200000, 0x200000, "does not look"),
     ],
 )
