@@ -46,6 +46,7 @@ _XML = """
 <domain type='qemu'>
   <name>{name}</name>
   <memory unit='MiB'>{mib}</memory>
+  {backing}
   <vcpu>{cpus}</vcpu>
   <iothreads>1</iothreads>
   {tune}
@@ -72,6 +73,9 @@ _XML = """
   </devices>
 </domain>
 """
+_SHARED = """<memoryBacking>
+    <source type='memfd'/><access mode='shared'/>
+  </memoryBacking>"""
 _BRIDGED = """<interface type='bridge'><source bridge='{bridge}'/><model type='virtio'/>
 <rom enabled='no'/></interface>"""
 _TUNE = (
@@ -301,6 +305,7 @@ class LibvirtHost:
         cpus: int = 1,
         quota: bool = False,
         idle: bool = False,
+        shared: bool = False,
     ) -> Iterator[Lines]:
         """Start a domain and fill its guest's memory; destroy it afterwards.
 
@@ -313,6 +318,7 @@ class LibvirtHost:
             name=name,
             mib=mib,
             cpus=cpus,
+            backing=_SHARED if shared else "",
             tune=_TUNE if quota else "",
             images=_IMAGES,
             append=f"{self._image.append} pageflip.shell",

@@ -397,3 +397,15 @@ class Managers(BothQemus, avocado.Test):
             self.assertEqual((lost(seen, lines.control), seen.tcp_broken), (0, ""))
             self.assertEqual(seen.tcp_back, seen.tcp_sent)
             self.assertGreater(seen.sent, 1000)
+
+    def test_shared(self) -> None:
+        """A guest with shared memory, twice: by transplant, as nobody else starts its new QEMU."""
+        with (
+            self.host() as (host, sockets),
+            host.domain("g1", sockets / "g1", shared=True) as lines,
+        ):
+            host.install(self.new.path)
+            for _ in range(_TWICE):
+                self.upgraded(host, "g1", lines)
+                self.assertIn(" by transplant", self.said)
+                host.restart_daemon()
