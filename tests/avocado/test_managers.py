@@ -258,7 +258,9 @@ class Managers(BothQemus, avocado.Test):
             host.restart_daemon()
             self.assertEqual(host.version("g1"), self.new.version)
             seen = going.finish()
-            self.assertEqual((lost(seen, lines.control), seen.tcp_broken), (0, ""))
+            # One that waited for room in the guest's queue is kept, but by a QEMU that is killed.
+            self.assertLessEqual(lost(seen, lines.control), 1)
+            self.assertEqual(seen.tcp_broken, "")
 
     def confined(self, host: LibvirtHost, name: str) -> None:
         """Assert that a domain's QEMU has its system calls filtered."""
