@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from lab.base import process
+from lab.base.deadline import Deadline
 from lab.base.layout import socket_directory
 from lab.guest import images
 from lab.live import look, planning
@@ -99,6 +101,14 @@ class ByHand:
                 agent_lines(vm.machine.control, vm.machine.heartbeat)
             )
             yield Guest(vm, control, heart)
+
+    def end(self, pid: int) -> None:
+        """End a QEMU that was let go."""
+        with look.connected(pid, look.find(str(pid))[1]) as qmp:
+            qmp.execute("quit")
+        for _ in Deadline.after(30, "it ends").poll(0.01):
+            if process.Foreign(pid).poll() is not None:  # it is a child of this process
+                return
 
     def screen_follows(self, mechanism: str) -> None:
         """Upgrade a guest with its screen on a port: it is reached there again, by its viewer too.

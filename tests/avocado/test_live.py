@@ -112,14 +112,6 @@ class Live(ByHand, BothQemus, avocado.Test):
             finally:
                 self.end(moved.new_pid)
 
-    def end(self, pid: int) -> None:
-        """End a QEMU that was let go."""
-        with look.connected(pid, look.find(str(pid))[1]) as qmp:
-            qmp.execute("quit")
-        for _ in Deadline.after(30, "it ends").poll(0.01):
-            if process.Foreign(pid).poll() is not None:  # it is a child of this process
-                return
-
     def test_refused(self) -> None:
         """A blocker, and a device that the new QEMU lacks: the guest is not touched."""
         window = "memory-backend-memfd,id=window,size=1M,share=on"

@@ -305,9 +305,12 @@ class Foreign(ByHand, avocado.Test):
             self.whole(one, one.control)
             (moved,) = self.move(one, pid=moved.new_pid, mechanism="handover")
             self.assertEqual((moved.outcome, moved.failure), (Outcome.UPGRADED, ""))
-            self.assertEqual(_shared(moved.new_pid), file)
-            one.heart.wait(500, Deadline.after(60, "the guest's heart beats"), lambda: None)
-            self.whole(one, one.control)
+            try:
+                self.assertEqual(_shared(moved.new_pid), file)
+                one.heart.wait(500, Deadline.after(60, "the guest's heart beats"), lambda: None)
+                self.whole(one, one.control)
+            finally:
+                self.end(moved.new_pid)
 
     def test_older_kernel(self) -> None:
         """Where a fork and a disk read past the cache do not agree, it stands still for both."""
