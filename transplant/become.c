@@ -94,9 +94,12 @@ static void forget_memory(struct becoming *becoming)
     size_t count = 0;
 
     for (size_t i = 0; i < donor->count; i++) {
-        kept[count++] = (struct elf_segment){ .start = donor->blocks[i].address,
-                                              .end = donor->blocks[i].address +
-                                                     PAGE_UP(donor->blocks[i].most) };
+        const struct block *block = &donor->blocks[i];
+
+        if (!block->file) { /* that would be by its descriptor */
+            kept[count++] = (struct elf_segment){ .start = block->address,
+                                                  .end = block->address + PAGE_UP(block->most) };
+        }
     }
     for (size_t i = 0; i < donor->maps.count; i++) {
         const struct mapping *mapping = &donor->maps.list[i];

@@ -310,6 +310,9 @@ static size_t fork_calls(const struct donor *donor, struct blob_call *calls)
     for (size_t i = 0; i < 2 * n + 1; i++) {
         const struct block *block = &donor->blocks[i < n ? i : i - n - 1];
 
+        if (i != n && block->file) {
+            continue; /* its descriptor is inherited */
+        }
         calls[count++] = i == n ? (struct blob_call){ .number = BLOB_CLONE3 }
                                 : (struct blob_call){ SYS_madvise,
                                                       { block->address, PAGE_UP(block->most),

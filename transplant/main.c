@@ -70,7 +70,11 @@ static int serve(int fd, struct session *session, uint8_t *payload, uint8_t *ans
         write_number(&writer, 1);
         write_text(&writer, error.text);
     }
-    return frame_answer(fd, &frame, &writer, &broken) ? 0 : 1;
+    if (frame_answer(fd, &frame, &writer, &broken)) {
+        session_end(session);
+        return 0;
+    }
+    return 1;
 }
 
 static void on_child(int number)

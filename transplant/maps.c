@@ -14,7 +14,7 @@ static const struct {
     { "dc", MAPPING_DONTFORK }, { "mg", MAPPING_MERGEABLE }, { "hg", MAPPING_HUGEPAGE },
     { "lo", MAPPING_LOCKED },   { "ht", MAPPING_POOL },      { "um", MAPPING_WATCHED },
     { "uw", MAPPING_WATCHED },  { "ui", MAPPING_WATCHED },   { "io", MAPPING_DEVICE },
-    { "pf", MAPPING_DEVICE },
+    { "pf", MAPPING_DEVICE },   { "dd", MAPPING_NODUMP },
 };
 
 static unsigned permissions(const char *text)

@@ -24,7 +24,8 @@ enum mapping_flag {
     MAPPING_LOCKED = 1 << 8,    /* lo */
     MAPPING_POOL = 1 << 9,      /* ht: huge pages of the kernel's pool */
     MAPPING_WATCHED = 1 << 10,  /* um, uw, ui: userfaultfd(2) */
-    MAPPING_DEVICE = 1 << 11    /* io, pf */
+    MAPPING_DEVICE = 1 << 11,   /* io, pf */
+    MAPPING_NODUMP = 1 << 12    /* dd */
 };
 
 struct mapping {

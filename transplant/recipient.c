@@ -58,8 +58,14 @@ static const struct block *named(const struct block *blocks, size_t count, const
     return NULL;
 }
 
+/* Whether the file of one QEMU's shared memory can take the place of the other one's. */
+static bool alike(const struct mapping *new, const struct mapping *old)
+{
+    return new->offset == old->offset && new->inode != old->inode;
+}
+
 /* Puts the new blocks into the order of the old ones, which have to be the same. */
-static int match(struct recipient *recipient, const struct donor *donor,
+static int match(struct recipient *recipient, const struct donor *donor, const struct maps *maps,
                  const struct block *blocks, size_t count, struct error *error)
 {
     for (size_t i = 0; i < donor->count; i++) {
@@ -73,9 +79,13 @@ static int match(struct recipient *recipient, const struct donor *donor,
                         found->name, (unsigned long)found->most,
                         (unsigned long)donor->blocks[i].most);
         }
-        if (!found->file != !donor->blocks[i].file) {
+        if (!found->file != !donor->blocks[i].file || !found->file != !found->place) {
             return fail(error, "RAM block %s is shared memory in one QEMU, and not in the other",
                         found->name);
+        }
+        if (found->file && !alike(maps_begin(maps, found->address),
+                                  maps_begin(&donor->maps, donor->blocks[i].address))) {
+            return fail(error, "RAM block %s is not the whole of a file in each QEMU", found->name);
         }
         recipient->blocks[i] = *found;
     }
@@ -92,6 +102,9 @@ static void advise(struct remote *remote, uint64_t start, uint64_t size, unsigne
 {
     remote_call(remote, "the new QEMU's memory would be inherited", SYS_madvise, start, size,
                 MADV_DONTFORK, 0, 0, 0);
+    if (flags & MAPPING_NODUMP) {
+        remote_call(remote, NULL, SYS_madvise, start, size, MADV_DONTDUMP, 0, 0, 0);
+    }
     if (flags & MAPPING_MERGEABLE) {
         remote_call(remote, NULL, SYS_madvise, start, size, MADV_MERGEABLE, 0, 0, 0);
     }
@@ -165,7 +178,6 @@ static int move_all(struct recipient *recipient, const struct donor *donor,
         uint64_t from = donor->blocks[i].address, size = PAGE_UP(donor->blocks[i].most);
 
         if (recipient->blocks[i].file) {
-            remote_call(&remote, NULL, SYS_munmap, from, size, 0, 0, 0, 0);
             if (map_file(&remote, maps, donor, i, &recipient->blocks[i], MAP_PRIVATE)) {
                 return -1;
             }
@@ -187,7 +199,7 @@ int recipient_adopt(struct recipient *recipient, const struct donor *donor,
     memcpy(found, blocks, count * sizeof(*blocks));
     if (maps_read(&maps, recipient->pid, error) ||
         ramblock_find(recipient->pid, found, count, &maps, error) ||
-        match(recipient, donor, found, count, error)) {
+        match(recipient, donor, &maps, found, count, error)) {
         maps_free(&maps);
         return -1;
     }
@@ -204,6 +216,22 @@ int recipient_adopt(struct recipient *recipient, const struct donor *donor,
     return error->set ? -1 : 0;
 }
 
+struct shared_block recipient_shared(const struct recipient *recipient, const struct donor *donor,
+                                     size_t i)
+{
+    const struct block *old = &donor->blocks[i];
+
+    return (struct shared_block){
+        .number = i,
+        .old = donor->pid,
+        .old_fd = old->file,
+        .new = recipient->pid,
+        .address = recipient->blocks[i].address,
+        .offset = maps_begin(&donor->maps, old->address)->offset,
+        .size = PAGE_UP(old->most),
+    };
+}
+
 /* All threads are stopped: puts what was written to the file, and maps that for good. */
 static int share_all(struct recipient *recipient, const struct donor *donor,
                      const struct maps *maps, struct shared_undo *undo, struct error *error)
@@ -211,12 +239,10 @@ static int share_all(struct recipient *recipient, const struct donor *donor,
     struct remote remote;
 
     for (size_t i = 0; i < donor->count && !error->set; i++) {
-        const struct block *block = &recipient->blocks[i], *old = &donor->blocks[i];
+        struct shared_block block = recipient_shared(recipient, donor, i);
 
-        if (block->file) {
-            shared_write(undo, i, donor->pid, old->file, recipient->pid, block->address,
-                         maps_begin(&donor->maps, old->address)->offset, PAGE_UP(block->most),
-                         error);
+        if (recipient->blocks[i].file) {
+            shared_write(undo, &block, error);
         }
     }
     if (error->set || begin_calls(&remote, recipient, maps, error)) {

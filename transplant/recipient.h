@@ -67,6 +67,10 @@ int recipient_become(struct recipient *recipient, const struct donor *donor,
 int recipient_adopt(struct recipient *recipient, const struct donor *donor,
                     const struct block *blocks, size_t count, struct error *error);
 
+/* The RAM block of that number, which is shared memory. */
+struct shared_block recipient_shared(const struct recipient *recipient, const struct donor *donor,
+                                     size_t i);
+
 /* Lets shared memory be the new QEMU's as well: what it has written there is the guest's then. */
 int recipient_share(struct recipient *recipient, const struct donor *donor,
                     struct shared_undo *undo, struct error *error);

@@ -205,7 +205,7 @@ static void do_delta(struct session *session, struct reader *reader, struct writ
         return;
     }
     for (size_t i = 0; i < donor->count; i++) {
-        /* Shared memory is the same, whatever it is. */
+        /* Shared memory is the same, but for what the new QEMU has written. */
         ranges[i] = (struct range){ donor->blocks[i].address, recipient->blocks[i].address,
                                     donor->blocks[i].file ? 0
                                                           : PAGE_UP(donor->blocks[i].most) };
@@ -215,6 +215,14 @@ static void do_delta(struct session *session, struct reader *reader, struct writ
     } else {
         delta_run(donor->pid, recipient->pid, ranges, donor->count, mode == DELTA_COPY, delta,
                   session->error);
+    }
+    for (size_t i = 0; i < donor->count && !session->error->set; i++) {
+        struct shared_block block = recipient_shared(recipient, donor, i);
+
+        if (donor->blocks[i].file) {
+            delta[i].pages = block.size / PAGE;
+            delta[i].different = shared_count(&block, session->error);
+        }
     }
     write_number(writer, now_us() - begun);
     for (size_t i = 0; i < donor->count; i++) {
@@ -313,6 +321,14 @@ static void do_abandon(struct session *session, struct reader *reader, struct wr
     }
     memset(recipient, 0, sizeof(*recipient));
     write_text(writer, how.text);
+}
+
+void session_end(struct session *session)
+{
+    if (session->shared.count) {
+        recipient_end(&session->recipient);
+        shared_end(&session->shared, true);
+    }
 }
 
 static void do_collapse(struct session *session, struct reader *reader, struct writer *writer)

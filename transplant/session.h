@@ -20,6 +20,9 @@ struct session {
     struct error *error;
 };
 
+/* Nobody is there: what the new QEMU has written to shared memory is taken back. */
+void session_end(struct session *session);
+
 /*
  * Does what a request says, and writes what the answer has behind its first number; what goes wrong
  * is in session->error.

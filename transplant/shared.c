@@ -46,7 +46,7 @@ int shared_descriptor(pid_t pid, const struct mapping *mapping, struct error *er
     }
     while (found < 0 && (entry = readdir(directory))) {
         snprintf(name, sizeof(name), "%s/%.32s", path, entry->d_name);
-        if (entry->d_name[0] != '.' && !stat(name, &status) && S_ISREG(status.st_mode) &&
+        if (atoi(entry->d_name) > STDERR_FILENO && !stat(name, &status) && S_ISREG(status.st_mode) &&
             status.st_ino == mapping->inode && status.st_dev == mapping->device) {
             found = atoi(entry->d_name);
         }
@@ -57,8 +57,9 @@ int shared_descriptor(pid_t pid, const struct mapping *mapping, struct error *er
                      : found;
 }
 
-/* Keeps a page of the file as it is. */
-static int keep(struct shared_undo *undo, size_t block, uint64_t at, struct error *error)
+/* Keeps what a page of the file was. */
+static int keep(struct shared_undo *undo, size_t block, uint64_t at, const uint8_t *data,
+                struct error *error)
 {
     if (undo->count == undo->room) {
         size_t room = undo->room ? 2 * undo->room : 64;
@@ -72,63 +73,97 @@ static int keep(struct shared_undo *undo, size_t block, uint64_t at, struct erro
     }
     undo->pages[undo->count].block = block;
     undo->pages[undo->count].at = at;
-    if (pread(undo->fd[block], undo->pages[undo->count].data, PAGE, at) != PAGE) {
-        return fail_errno(error, "cannot read guest memory at %#lx of its file",
-                          (unsigned long)at);
-    }
+    memcpy(undo->pages[undo->count].data, data, PAGE);
     undo->count++;
     return 0;
 }
 
-static int write_page(struct shared_undo *undo, size_t block, pid_t new, uint64_t address,
-                      uint64_t at, struct error *error)
+/*
+ * Looks at a page that is the new QEMU's own, and writes it to the file unless `undo` is NULL.
+ * Returns whether it is another one than the file's, or -1.  Before Linux 6.11 the pages of a
+ * file's huge page seem to be its own although it has only read them.
+ */
+static int see_to(struct shared_undo *undo, const struct shared_block *block, int file,
+                  uint64_t at, struct error *error)
 {
-    uint8_t data[PAGE];
+    uint8_t mine[PAGE], theirs[PAGE];
 
-    if (remote_read(new, address, data, PAGE, error) || keep(undo, block, at, error)) {
+    if (remote_read(block->new, block->address + at, mine, PAGE, error)) {
         return -1;
     }
-    if (pwrite(undo->fd[block], data, PAGE, at) != PAGE) {
-        return fail_errno(error, "cannot write guest memory at %#lx of its file",
-                          (unsigned long)at);
+    if (pread(file, theirs, PAGE, block->offset + at) != PAGE) {
+        return fail_errno(error, "cannot read guest memory at %#lx of its file",
+                          (unsigned long)(block->offset + at));
     }
-    return 0;
+    if (!memcmp(mine, theirs, PAGE)) {
+        return 0;
+    }
+    if (undo && (keep(undo, block->number, block->offset + at, theirs, error) ||
+                 pwrite(file, mine, PAGE, block->offset + at) != PAGE)) {
+        return error->set ? -1 : fail_errno(error, "cannot write guest memory to its file");
+    }
+    return 1;
 }
 
-int shared_write(struct shared_undo *undo, size_t block, pid_t old, int old_fd, pid_t new,
-                 uint64_t address, uint64_t offset, uint64_t size, struct error *error)
+static int open_of(pid_t pid, const char *what, int fd, int how, struct error *error)
+{
+    char path[64];
+    int opened;
+
+    snprintf(path, sizeof(path), fd < 0 ? "/proc/%d/%s" : "/proc/%d/%s/%d", pid, what, fd);
+    opened = open(path, how | O_CLOEXEC);
+    return opened < 0 ? fail_errno(error, "%s", path) : opened;
+}
+
+/* Sees to all pages that the new QEMU has of its own. */
+static int64_t see_to_all(struct shared_undo *undo, const struct shared_block *block, int file,
+                          struct error *error)
 {
     static uint64_t entries[ENTRIES];
-    char path[64];
-    int pagemap;
+    int pagemap = open_of(block->new, "pagemap", -1, O_RDONLY, error);
+    int64_t differing = 0;
 
-    snprintf(path, sizeof(path), "/proc/%d/fd/%d", old, old_fd);
-    undo->fd[block] = open(path, O_RDWR | O_CLOEXEC);
-    if (undo->fd[block] < 0) {
-        undo->fd[block] = 0;
-        return fail_errno(error, "%s", path);
-    }
-    snprintf(path, sizeof(path), "/proc/%d/pagemap", new);
-    pagemap = open(path, O_RDONLY | O_CLOEXEC);
-    if (pagemap < 0) {
-        return fail_errno(error, "%s", path);
-    }
-    for (uint64_t at = 0; at < size && !error->set; at += ENTRIES * PAGE) {
-        size_t some = (size - at) / PAGE < ENTRIES ? (size - at) / PAGE : ENTRIES;
+    for (uint64_t at = 0; at < block->size && !error->set; at += ENTRIES * PAGE) {
+        uint64_t left = (block->size - at) / PAGE, some = left < ENTRIES ? left : ENTRIES;
         ssize_t bytes = some * sizeof(*entries);
 
-        if (pread(pagemap, entries, bytes, (address + at) / PAGE * sizeof(*entries)) != bytes) {
-            fail_errno(error, "cannot read the page frames at %#lx", (unsigned long)address);
+        if (pread(pagemap, entries, bytes, (block->address + at) / PAGE * sizeof(*entries)) !=
+            bytes) {
+            fail_errno(error, "cannot read the page frames at %#lx",
+                       (unsigned long)(block->address + at));
         }
         for (size_t i = 0; i < some && !error->set; i++) {
             if (entries[i] & (PRESENT | SWAPPED) && !(entries[i] & OF_FILE)) {
-                write_page(undo, block, new, address + at + i * PAGE, offset + at + i * PAGE,
-                           error);
+                differing += see_to(undo, block, file, at + i * PAGE, error);
             }
         }
     }
-    close(pagemap);
-    return error->set ? -1 : 0;
+    if (pagemap >= 0) {
+        close(pagemap);
+    }
+    return error->set ? -1 : differing;
+}
+
+int64_t shared_count(const struct shared_block *block, struct error *error)
+{
+    int file = open_of(block->old, "fd", block->old_fd, O_RDONLY, error);
+    int64_t found = file < 0 ? -1 : see_to_all(NULL, block, file, error);
+
+    if (file >= 0) {
+        close(file);
+    }
+    return found;
+}
+
+int shared_write(struct shared_undo *undo, const struct shared_block *block, struct error *error)
+{
+    int file = open_of(block->old, "fd", block->old_fd, O_RDWR, error);
+
+    if (file < 0) {
+        return -1;
+    }
+    undo->fd[block->number] = file;
+    return see_to_all(undo, block, file, error) < 0 ? -1 : 0;
 }
 
 void shared_end(struct shared_undo *undo, bool back)

@@ -32,13 +32,22 @@ struct shared_undo {
     size_t room;
 };
 
-/*
- * Writes the pages of a private mapping that are the new QEMU's own to the file, which the old one
- * has as a descriptor: `block` is the number of the RAM block, `address` and `offset` are where it
- * is in the new one and in the file.
- */
-int shared_write(struct shared_undo *undo, size_t block, pid_t old, int old_fd, pid_t new,
-                 uint64_t address, uint64_t offset, uint64_t size, struct error *error);
+/* A RAM block of both QEMUs. */
+struct shared_block {
+    size_t number;
+    pid_t old;
+    int old_fd;
+    pid_t new;
+    uint64_t address; /* in the new one, where the mapping is private */
+    uint64_t offset;  /* in the file */
+    uint64_t size;
+};
+
+/* Returns how many pages the new QEMU has written to that differ from the file's; or -1. */
+int64_t shared_count(const struct shared_block *block, struct error *error);
+
+/* Writes these to the file, and keeps what was there. */
+int shared_write(struct shared_undo *undo, const struct shared_block *block, struct error *error);
 
 /* Takes that back, or, without `back`, forgets what it was. */
 void shared_end(struct shared_undo *undo, bool back);

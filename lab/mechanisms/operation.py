@@ -176,6 +176,7 @@ class Operation(Driven):
             state = devices.save(self._old, deadline, live=True)
         with timed(self._us, "changes-us"):
             _, self._moved = self._helper.copy()
+        self._check_untouched(self._moved)
         if self._asked.verify:
             self._verify(self._helper.verify())
         deadline.check()
@@ -198,6 +199,17 @@ class Operation(Driven):
                 f"the guest has changed {changed // 2**20} MiB since the fork, and not more than "
                 f"{most // 2**20} MiB are to be in memory twice"
             )
+
+    def _check_untouched(self, found: Sequence[Differing]) -> None:
+        """Raise HelperError if the new QEMU has changed shared memory before it had the guest.
+
+        What the guest has written there since would be lost with the commit.
+        """
+        for block, one in zip(self._blocks, found, strict=True):
+            if block.name in self._files and one.different:
+                raise HelperError(
+                    f"the new QEMU has written to {one.different} pages of {block.name} already"
+                )
 
     @staticmethod
     def _verify(found: Sequence[Differing]) -> None:

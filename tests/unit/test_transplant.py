@@ -93,6 +93,20 @@ class Block(ctypes.Structure):
     )
 
 
+class Shared(ctypes.Structure):
+    """struct shared_block."""
+
+    _fields_ = (
+        ("number", ctypes.c_size_t),
+        ("old", ctypes.c_int),
+        ("old_fd", ctypes.c_int),
+        ("new", ctypes.c_int),
+        ("address", ctypes.c_uint64),
+        ("offset", ctypes.c_uint64),
+        ("size", ctypes.c_uint64),
+    )
+
+
 class Reader(ctypes.Structure):
     _fields_ = (("at", ctypes.c_void_p), ("end", ctypes.c_void_p), ("bad", ctypes.c_bool))
 
@@ -151,6 +165,7 @@ def pure(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     library.blob_size.restype = ctypes.c_size_t
     library.delta_differs.restype = ctypes.c_bool
     library.shared_is.restype = ctypes.c_bool
+    library.shared_count.restype = ctypes.c_int64
     library.delta_differs.argtypes = [ctypes.c_uint64, ctypes.c_uint64]
     return library
 
@@ -382,11 +397,12 @@ def test_what_was_written_privately_is_shared_and_taken_back(pure: ctypes.CDLL) 
         assert ram[2 * page] == 3
         os.pwrite(file, b"\4", page)  # the guest goes on: that is not to be undone
         before = os.pread(file, pages * page, page)
-        undo, error = ctypes.create_string_buffer(4096), Error()
-        me, where = os.getpid(), ctypes.c_uint64(ctypes.addressof(hold))
-        sizes = ctypes.c_uint64(page), ctypes.c_uint64(pages * page)
-        more = me, file, me, where, *sizes, ctypes.byref(error)
-        assert not pure.shared_write(undo, ctypes.c_size_t(0), *more), error.text
+        undo, error, me = ctypes.create_string_buffer(4096), Error(), os.getpid()
+        block = Shared(3, me, file, me, ctypes.addressof(hold), page, pages * page)
+        more = ctypes.byref(block), ctypes.byref(error)
+        ram[2 * page] = 3  # its own now, and no other than it was
+        assert pure.shared_count(*more) == 1, error.text
+        assert not pure.shared_write(undo, *more), error.text
         after = os.pread(file, pages * page, page)
         assert after == before[:page] + b"\x4d" + before[page + 1 :]
         pure.shared_end(undo, True)
@@ -405,9 +421,9 @@ def test_what_was_written_privately_is_shared_and_taken_back(pure: ctypes.CDLL) 
         (0x7F0000200000, 0x1000, "does not look like guest memory"),
         (0x7F0000400000, 0x1000, "pool of huge pages"),
         (0x7F0000500000, 0x100000, ""),
-        (0x7F0000500000, 0x200000, "is in a file"),  # not that part of it
-        (0x7F0000800000, 0x1000, "is in a file"),
-        (0x7F0000A00000, 0x1000, "is in a file"),
+        (0x7F0000500000, 0x200000, "not a memfd of its own"),  # not that part of it
+        (0x7F0000800000, 0x1000, "not a memfd of its own"),
+        (0x7F0000A00000, 0x1000, "a private mapping of a file"),
         (0x7F0000200000, 0x200000, "does not look"),
     ],
 )
