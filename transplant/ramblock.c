@@ -70,8 +70,8 @@ int ramblock_check(const struct block *block, const struct maps *maps, struct er
                                      mapping->offset - first->offset != at - block->address
                                : shared_is(first) || !(mapping->flags & MAPPING_PRIVATE) ||
                                      mapping->flags & MAPPING_FILE) {
-            return fail(error, "RAM block %s is a private mapping of a file, or shared and not a "
-                               "memfd of its own", block->name);
+            return fail(error, "RAM block %s is a private mapping of a file, or shared and not "
+                               "one piece of one", block->name);
         }
         if (mapping->flags & MAPPING_POOL) {
             return fail(error, "RAM block %s is of the kernel's pool of huge pages", block->name);

@@ -58,10 +58,11 @@ static const struct block *named(const struct block *blocks, size_t count, const
     return NULL;
 }
 
-/* Whether the file of one QEMU's shared memory can take the place of the other one's. */
+/* Whether the old QEMU's shared memory can take the place of the new one's, a file of its own. */
 static bool alike(const struct mapping *new, const struct mapping *old)
 {
-    return new->offset == old->offset && new->inode != old->inode;
+    return new->offset == old->offset && !strncmp(new->name, "/memfd:", 7) &&
+           (new->inode != old->inode || new->device != old->device);
 }
 
 /* Puts the new blocks into the order of the old ones, which have to be the same. */
@@ -85,7 +86,8 @@ static int match(struct recipient *recipient, const struct donor *donor, const s
         }
         if (found->file && !alike(maps_begin(maps, found->address),
                                   maps_begin(&donor->maps, donor->blocks[i].address))) {
-            return fail(error, "RAM block %s is not the whole of a file in each QEMU", found->name);
+            return fail(error, "RAM block %s is not the whole of a memfd of the new QEMU's own",
+                        found->name);
         }
         recipient->blocks[i] = *found;
     }

@@ -27,8 +27,7 @@ struct shared_page {
 
 bool shared_is(const struct mapping *mapping)
 {
-    return !(mapping->flags & MAPPING_PRIVATE) && mapping->flags & MAPPING_FILE &&
-           !strncmp(mapping->name, "/memfd:", 7);
+    return !(mapping->flags & MAPPING_PRIVATE) && mapping->flags & MAPPING_FILE;
 }
 
 int shared_descriptor(pid_t pid, const struct mapping *mapping, struct error *error)

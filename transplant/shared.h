@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * RAM blocks that are shared memory in a file without a name (memfd_create(2)).
+ * RAM blocks that are shared memory in a file, with or without a name (memfd_create(2)).
  *
  * There is nothing to bring over: both QEMUs have the file.  But what the new QEMU writes while it
  * loads the devices must not be the guest's as long as that may go on under the old one.  So until

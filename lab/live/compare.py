@@ -21,6 +21,11 @@ _MISSING = "missing"
 _PROPERTY = ("devices", "*", "properties", "*")
 #: How QEMU calls monitors that are objects.
 _MONITORS = frozenset({"monitor-qmp", "monitor-hmp"})
+#: What only one of both backends of memory has.
+_FILES_AND_MEMFDS = frozenset(
+    {"align", "discard-data", "mem-path", "offset", "pmem", "readonly", "rom"}
+    | {"hugetlb", "hugetlbsize", "seal"}
+)
 _OBJECT_PROPERTY = ("objects", "*", "properties", "*")
 
 
@@ -109,6 +114,15 @@ def _monitor_of_one(_rule: MayDiffer, seen: Divergence) -> bool:
     )
 
 
+def _memfd_of_file(_rule: MayDiffer, seen: Divergence) -> bool:
+    """Shared memory in a file, which the new QEMU has without opening it (`lab.live.outside`)."""
+    both = [truth.objects.get(seen.place[1]) for truth in (seen.old, seen.new)]
+    return [one and one.type for one in both] == [
+        "memory-backend-file",
+        "memory-backend-memfd",
+    ] and (seen.place[2:] == ("type",) or seen.place[-1] in _FILES_AND_MEMFDS)
+
+
 MAY_DIFFER: tuple[MayDiffer, ...] = (
     MayDiffer(("version",), "it is what the upgrade is for"),
     MayDiffer(("pid",), "it is another process"),
@@ -170,6 +184,11 @@ MAY_DIFFER: tuple[MayDiffer, ...] = (
     MayDiffer(
         ("objects", "*", "properties", "prealloc"),
         "memory that was allocated is there all the same",
+    ),
+    MayDiffer(
+        ("objects", "*"),
+        "its own file takes the place of the one that it was made with",
+        when=_memfd_of_file,
     ),
     MayDiffer(
         ("objects", "*"),

@@ -19,7 +19,7 @@ from lab.base.errors import LabError
 from lab.base.layout import Layout
 from lab.live.look import Running
 from lab.live.successor import Successor
-from lab.live.words import driver, pairs, text_of, values
+from lab.live.words import driver, kind, options, pairs, text_of, values
 from lab.transplant import blocks, helper
 
 _ON = frozenset({"on", "yes", "true", "y"})
@@ -33,6 +33,11 @@ _DEVICES = {
     "virtio-mem": "memory that is managed in parts",
     "vfio-": "guest memory is pinned for it",
 }
+_FILE, _MEMFD = "memory-backend-file", "memory-backend-memfd"
+#: Properties of memory in a file that memory without one has not; and of these such as say what the
+#: file is for.
+_OF_FILES = frozenset({"pmem", "readonly", "rom"})
+_FILES_OWN = _OF_FILES | {"qom-type", "mem-path", "align", "discard-data", "offset"}
 #: Options that cannot be the new QEMU's.
 _OPTIONS = {
     "runas": "the new QEMU is that user from the start, and cannot become it",
@@ -67,9 +72,37 @@ def inheriting(made: Successor) -> Successor:
     """Return how the new QEMU has to be started that is to allocate no guest memory.
 
     What is to be allocated at the start (``prealloc``) has been, and is what it gets, if anything.
+    A file that is guest memory it must not open: it would write to it when it starts.  It begins
+    with one of its own, without a name.
     """
-    words = [_without(word, before) for before, word in pairwise(["", *made.argv])]
+    words = [
+        _without_file(_without(word, before)) if before == "-object" else _without(word, before)
+        for before, word in pairwise(["", *made.argv])
+    ]
     return replace(made, argv=words)
+
+
+def shared_files(made: Successor) -> list[str]:
+    """Return the shared memory that such a QEMU would open all the same (``-object``)."""
+    return [text for text in options(inheriting(made).argv, "object") if _is_shared_file(text)]
+
+
+def _is_shared_file(text: str) -> bool:
+    parts = values(text)
+    return kind(parts, "qom-type") == _FILE and bool(_ON & {parts.get("share")})
+
+
+def _without_file(text: str) -> str:
+    """Return the same memory without a file, unless the file is there for more than that."""
+    parts = values(text)
+    for_more = _ON & {parts.get(name, "") for name in _OF_FILES} or parts.get("offset", "0") != "0"
+    if not _is_shared_file(text) or "size" not in parts or for_more:
+        return text
+    if text.startswith("{"):
+        found = {name: part for name, part in json.loads(text).items() if name not in _FILES_OWN}
+        return json.dumps({**found, "qom-type": _MEMFD})
+    named = {name: part for name, part in parts.items() if name not in {"", *_FILES_OWN}}
+    return text_of({"": _MEMFD, **named})
 
 
 def _without(word: str, option: str) -> str:

@@ -290,6 +290,8 @@ def _start_reasons(mechanism: Mechanism, found: Running, made: Successor) -> Ite
         )
         yield from dict.fromkeys(filter(None, lacking))
     if mechanism.from_outside and not mechanism.missing(found.binary, found.binary):
+        for text in outside.shared_files(made):
+            yield f"-object {text}: the new QEMU would write to that file when it starts"
         yield from outside.reasons(found)
 
 
@@ -330,12 +332,13 @@ def _memory_reasons(mechanism: Mechanism, found: Running) -> Iterator[str]:
         yield "guest RAM is in no file that another QEMU could open"
     if isinstance(mechanism, Localhost) and (files := _private_files(found)):
         yield f"guest RAM is a private mapping of a file ({', '.join(files)})"
-    if wants is Backing.PRIVATE and (files := shared_files(found)):
+    forked = mechanism.from_outside
+    if wants is Backing.PRIVATE and not forked and (files := shared_files(found)):
         yield (
             f"guest RAM is a file that the new QEMU maps as well ({', '.join(files)}): what is "
             "copied would be written over what the guest has written since; take ignore-shared"
         )
-    if mechanism.inherits and not mechanism.from_outside and shared and not private:
+    if mechanism.inherits and not forked and shared and not private:
         yield "guest RAM is shared memory; take handover"
 
 

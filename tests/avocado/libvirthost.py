@@ -73,9 +73,9 @@ _XML = """
   </devices>
 </domain>
 """
-_SHARED = """<memoryBacking>
-    <source type='memfd'/><access mode='shared'/>
-  </memoryBacking>"""
+#: Shared memory without a name, and in a file of libvirt's.
+MEMFD = "<memoryBacking><source type='memfd'/><access mode='shared'/></memoryBacking>"
+FILE = "<memoryBacking><access mode='shared'/></memoryBacking>"
 _BRIDGED = """<interface type='bridge'><source bridge='{bridge}'/><model type='virtio'/>
 <rom enabled='no'/></interface>"""
 _TUNE = (
@@ -305,12 +305,13 @@ class LibvirtHost:
         cpus: int = 1,
         quota: bool = False,
         idle: bool = False,
-        shared: bool = False,
+        backing: str = "",
     ) -> Iterator[Lines]:
         """Start a domain and fill its guest's memory; destroy it afterwards.
 
         A user's own has no tap; an idle one's memory is filled, and not rewritten, and its agent,
-        whose heart takes a fifth of a processor, stands still until it is woken.
+        whose heart takes a fifth of a processor, stands still until it is woken.  `backing` is what
+        its memory is made of (XML).
         """
         disk = self.images / f"{name}.qcow2"
         self._as_user("qemu-img", "create", "-q", "-f", "qcow2", str(disk), "64M")
@@ -318,7 +319,7 @@ class LibvirtHost:
             name=name,
             mib=mib,
             cpus=cpus,
-            backing=_SHARED if shared else "",
+            backing=backing,
             tune=_TUNE if quota else "",
             images=_IMAGES,
             append=f"{self._image.append} pageflip.shell",

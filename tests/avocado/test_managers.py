@@ -18,6 +18,8 @@ import avocado
 from bothqemus import BothQemus
 from libvirthost import (
     EMULATOR,
+    FILE,
+    MEMFD,
     TOUCHED,
     LibvirtHost,
     Lines,
@@ -402,12 +404,11 @@ class Managers(BothQemus, avocado.Test):
 
     def test_shared(self) -> None:
         """A guest with shared memory, twice: by transplant, as nobody else starts its new QEMU."""
-        with (
-            self.host() as (host, sockets),
-            host.domain("g1", sockets / "g1", shared=True) as lines,
-        ):
-            host.install(self.new.path)
-            for _ in range(_TWICE):
-                self.upgraded(host, "g1", lines)
-                self.assertIn(" by transplant", self.said)
-                host.restart_daemon()
+        with self.host() as (host, sockets):
+            for name, backing in (("g1", MEMFD), ("g2", FILE)):
+                with host.domain(name, sockets / name, backing=backing) as lines:
+                    host.install(self.new.path)
+                    for _ in range(_TWICE):
+                        self.upgraded(host, name, lines)
+                        self.assertIn(" by transplant", self.said)
+                        host.restart_daemon()

@@ -9,6 +9,7 @@ import os
 import platform
 import random
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -42,6 +43,8 @@ from lab.vm.qemu import Vm
 _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 #: What the second QEMU itself needs weighs more in so small a guest.
 _RATIO = 1 + 4 * SECOND_QEMU
+#: What the name of a file begins with that is guest memory.
+_FILE = "pageflip-shared-memory-"
 
 
 def _end_new(_old: Vm, new: Vm) -> None:
@@ -210,8 +213,10 @@ class Faults(Upgrading, avocado.Test):
 def _shared(pid: int) -> tuple[str, int]:
     """Return which file a QEMU's only shared memory is, and how many descriptors it has of it."""
     maps = Path(f"/proc/{pid}/maps").read_text(encoding="utf-8").splitlines()
-    files = {line.split()[4] for line in maps if line.split()[1] == "rw-s" and "/memfd:mem" in line}
-    (inode,) = files
+    kinds = "/memfd:memory-backend-memfd", _FILE
+    files = [line.split() for line in maps if any(kind in line for kind in kinds)]
+    ((inode, rights),) = {(one[4], one[1]) for one in files}
+    assert rights == "rw-s", rights
     opened = [one for one in Path(f"/proc/{pid}/fd").iterdir() if str(one.stat().st_ino) == inode]
     return inode, len(opened)
 
@@ -311,6 +316,24 @@ class Foreign(ByHand, avocado.Test):
                 self.whole(one, one.control)
             finally:
                 self.end(moved.new_pid)
+
+    def test_shared_file(self) -> None:
+        """The same of a file that has a name, twice: no new QEMU opens it by that."""
+        self.prepare("stock:old", "stock:new")
+        with tempfile.NamedTemporaryFile(prefix=_FILE, dir="/dev/shm") as file:
+            ram = f"memory-backend-file,id=ram,size=512M,share=on,mem-path={file.name}"
+            inode = str(os.fstat(file.fileno()).st_ino)
+            with self.by_hand("-object", ram, "-machine", "memory-backend=ram", rate=2**20) as one:
+                pid = one.vm.pid
+                for _ in range(2):
+                    self.assertEqual(_shared(pid), (inode, 1))
+                    (moved,) = self.move(one, pid=pid)
+                    self.assertEqual((moved.outcome, moved.failure), (Outcome.UPGRADED, ""))
+                    self.assertEqual(moved.differences, [])
+                    pid = moved.new_pid
+                self.assertEqual(_shared(pid), (inode, 1))
+                one.heart.wait(500, Deadline.after(60, "the guest's heart beats"), lambda: None)
+                self.whole(one, one.control)
 
     def test_older_kernel(self) -> None:
         """Where a fork and a disk read past the cache do not agree, it stands still for both."""

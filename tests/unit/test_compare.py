@@ -164,6 +164,19 @@ def test_a_tray_is_where_the_guest_left_it() -> None:
     assert len(found(truth(block=opened), new(block=closed), committed=True)) == 1
 
 
+def test_shared_memory_in_a_file_that_the_new_one_does_not_open() -> None:
+    said = {"share": True, "size": 4096}
+    file = Device(
+        type="memory-backend-file", properties={**said, "mem-path": "/a", "align": 0, "pmem": False}
+    )
+    memfd = Device(type="memory-backend-memfd", properties={**said, "seal": True})
+    other = Device(type="memory-backend-memfd", properties={**said, "size": 8192, "seal": True})
+    assert found(truth(objects={"m": file}), truth(objects={"m": memfd})) == []
+    (why,) = found(truth(objects={"m": file}), truth(objects={"m": other}))
+    assert why.startswith("objects m properties size: ")
+    assert found(truth(objects={"m": memfd}), truth(objects={"m": file}))
+
+
 def test_every_rule_has_a_reason() -> None:
     assert all(rule.why for rule in compare.MAY_DIFFER)
 

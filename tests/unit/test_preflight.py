@@ -172,6 +172,24 @@ def test_memory_that_was_allocated_is_not_allocated_once_more() -> None:
     ]
 
 
+def test_shared_memory_that_it_must_not_open() -> None:
+    """It gets a file without a name in its place, unless the file is there for more than that."""
+    file = "memory-backend-file,id=m,mem-path=/run/a,,b,share=on"
+    other = '{"qom-type":"memory-backend-file","id":"n","mem-path":"/d","share":true,"size":4096}'
+    more = ("", "size=1G,pmem=on", "size=1G,readonly=on", "size=1G,rom=on", "size=1G,offset=4096")
+    kept = [f"{file},{one}".rstrip(",") for one in more]
+    private = "memory-backend-file,id=p,mem-path=/run/c,size=1G,share=off"
+    said = [f"{file},size=1G,discard-data=on,rom=auto,readonly=off", other, *kept, private]
+    made = Successor(["/q", *(word for text in said for word in ("-object", text))])
+    assert outside.inheriting(made).argv[2::2] == [
+        "memory-backend-memfd,id=m,share=on,size=1G",
+        '{"id": "n", "share": true, "size": 4096, "qom-type": "memory-backend-memfd"}',
+        *kept,
+        private,
+    ]
+    assert outside.shared_files(made) == kept
+
+
 def test_all_features_of_a_version_are_not_those_of_another() -> None:
     told = "-cpu max: the processor is whatever a version can emulate, and these are two"
     older = dataclasses.replace(NEW, version="10.0.13")
