@@ -33,11 +33,17 @@ bool shared_is(const struct mapping *mapping)
 int shared_descriptor(pid_t pid, const struct mapping *mapping, struct error *error)
 {
     char path[64], name[128];
+    struct stat wanted, status;
     struct dirent *entry;
-    struct stat status;
     int found = -1;
     DIR *directory;
 
+    /* Of a file in an overlay, or in btrfs, smaps tells another device than stat(2). */
+    snprintf(name, sizeof(name), "/proc/%d/map_files/%lx-%lx", pid, (unsigned long)mapping->start,
+             (unsigned long)mapping->end);
+    if (stat(name, &wanted)) {
+        return fail_errno(error, "%s", name);
+    }
     snprintf(path, sizeof(path), "/proc/%d/fd", pid);
     directory = opendir(path);
     if (!directory) {
@@ -45,8 +51,9 @@ int shared_descriptor(pid_t pid, const struct mapping *mapping, struct error *er
     }
     while (found < 0 && (entry = readdir(directory))) {
         snprintf(name, sizeof(name), "%s/%.32s", path, entry->d_name);
-        if (atoi(entry->d_name) > STDERR_FILENO && !stat(name, &status) && S_ISREG(status.st_mode) &&
-            status.st_ino == mapping->inode && status.st_dev == mapping->device) {
+        if (atoi(entry->d_name) > STDERR_FILENO && !stat(name, &status) &&
+            S_ISREG(status.st_mode) &&
+            status.st_ino == wanted.st_ino && status.st_dev == wanted.st_dev) {
             found = atoi(entry->d_name);
         }
     }

@@ -358,7 +358,7 @@ def _files(found: Running, *, share: bool) -> list[str]:
     return [
         str(one.properties.get("mem-path", ""))
         for one in (found.truth.objects.values() if found.truth else ())
-        if one.type == "memory-backend-file" and bool(one.properties.get("share")) is share
+        if one.type == "memory-backend-file" and one.properties.get("share") is share
     ]
 
 
