@@ -52,8 +52,8 @@ int shared_descriptor(pid_t pid, const struct mapping *mapping, struct error *er
     while (found < 0 && (entry = readdir(directory))) {
         snprintf(name, sizeof(name), "%s/%.32s", path, entry->d_name);
         if (atoi(entry->d_name) > STDERR_FILENO && !stat(name, &status) &&
-            S_ISREG(status.st_mode) &&
-            status.st_ino == wanted.st_ino && status.st_dev == wanted.st_dev) {
+            S_ISREG(status.st_mode) && status.st_ino == wanted.st_ino &&
+            status.st_dev == wanted.st_dev) {
             found = atoi(entry->d_name);
         }
     }
