@@ -2,8 +2,6 @@
 #include "delta.h"
 
 #include <errno.h>
-#include <fcntl.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -12,15 +10,13 @@
 #include <unistd.h>
 
 #include "elf.h"
+#include "pagemap.h"
 #include "remote.h"
 
 #ifndef MADV_COLLAPSE
 #define MADV_COLLAPSE 25
 #endif
 
-#define PRESENT (1ull << 63)
-#define SWAPPED (1ull << 62)
-#define FRAME ((1ull << 55) - 1)
 /* Entries that are read at once, and pages that are copied at once. */
 #define ENTRIES 32768
 #define PAGES 512
@@ -31,39 +27,18 @@ static uint8_t old_data[HUGE], new_data[HUGE];
 
 static bool there(uint64_t entry)
 {
-    return entry & (PRESENT | SWAPPED);
+    return entry & (PAGEMAP_PRESENT | PAGEMAP_SWAPPED);
 }
 
 bool delta_differs(uint64_t old, uint64_t new)
 {
-    const uint64_t telling = PRESENT | SWAPPED | FRAME;
+    const uint64_t telling = PAGEMAP_PRESENT | PAGEMAP_SWAPPED | PAGEMAP_FRAME;
 
     if (!there(old) && !there(new)) {
         return false;
     }
     /* Without the right to know it, every frame is 0: never the same. */
-    return (old & telling) != (new & telling) || !(old & FRAME);
-}
-
-static int open_pagemap(pid_t pid, struct error *error)
-{
-    char path[64];
-    int fd;
-
-    snprintf(path, sizeof(path), "/proc/%d/pagemap", pid);
-    fd = open(path, O_RDONLY | O_CLOEXEC);
-    return fd < 0 ? fail_errno(error, "%s", path) : fd;
-}
-
-static int read_entries(int fd, uint64_t address, uint64_t *entries, size_t count,
-                        struct error *error)
-{
-    ssize_t size = count * sizeof(*entries);
-
-    if (pread(fd, entries, size, address / PAGE * sizeof(*entries)) != size) {
-        return fail_errno(error, "cannot read the page frames at %#lx", (unsigned long)address);
-    }
-    return 0;
+    return (old & telling) != (new & telling) || !(old & PAGEMAP_FRAME);
 }
 
 /*
@@ -139,8 +114,8 @@ static int work_on(enum work work, pid_t old, pid_t new, uint64_t from, uint64_t
 static int run(enum work work, pid_t old, pid_t new, const struct range *ranges, size_t count,
                struct delta *delta, struct error *error)
 {
-    int old_fd = open_pagemap(old, error);
-    int new_fd = old_fd < 0 ? -1 : open_pagemap(new, error);
+    int old_fd = pagemap_open(old, error);
+    int new_fd = old_fd < 0 ? -1 : pagemap_open(new, error);
 
     for (size_t k = 0; k < count && new_fd >= 0 && !error->set; k++) {
         uint64_t pages = ranges[k].size / PAGE;
@@ -150,8 +125,8 @@ static int run(enum work work, pid_t old, pid_t new, const struct range *ranges,
             size_t some = pages - at < ENTRIES ? pages - at : ENTRIES;
             uint64_t from = ranges[k].from + at * PAGE, to = ranges[k].to + at * PAGE;
 
-            if (!read_entries(old_fd, from, old_entries, some, error) &&
-                !read_entries(new_fd, to, new_entries, some, error)) {
+            if (!pagemap_read(old_fd, from, old_entries, some, error) &&
+                !pagemap_read(new_fd, to, new_entries, some, error)) {
                 work_on(work, old, new, from, to, some, &delta[k], error);
             }
         }
@@ -180,16 +155,16 @@ int delta_verify(pid_t old, pid_t new, const struct range *ranges, size_t count,
 uint64_t delta_collapse(pid_t pid, uint64_t start, uint64_t size)
 {
     struct error error = { 0 };
-    int pidfd = syscall(SYS_pidfd_open, pid, 0), fd = open_pagemap(pid, &error);
+    int pidfd = syscall(SYS_pidfd_open, pid, 0), fd = pagemap_open(pid, &error);
     uint64_t done = 0, end = start + size;
 
     start = (start + HUGE - 1) & ~(HUGE - 1);
     for (uint64_t at = start; pidfd >= 0 && fd >= 0 && at + HUGE <= end; at += HUGE) {
         struct iovec unit = { (void *)at, HUGE };
-        bool whole = !read_entries(fd, at, new_entries, PAGES, &error);
+        bool whole = !pagemap_read(fd, at, new_entries, PAGES, &error);
 
         for (size_t i = 0; i < PAGES && whole; i++) {
-            whole = new_entries[i] & PRESENT;
+            whole = new_entries[i] & PAGEMAP_PRESENT;
         }
         if (whole && syscall(SYS_process_madvise, pidfd, &unit, 1, MADV_COLLAPSE, 0) < 0 &&
             (errno == EINVAL || errno == EPERM || errno == ESRCH)) {

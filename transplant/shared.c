@@ -11,12 +11,9 @@
 #include <unistd.h>
 
 #include "elf.h"
+#include "pagemap.h"
 #include "remote.h"
 
-/* Documentation/admin-guide/mm/pagemap.rst */
-#define PRESENT (1ull << 63)
-#define SWAPPED (1ull << 62)
-#define OF_FILE (1ull << 61)
 #define ENTRIES 32768
 
 struct shared_page {
@@ -111,12 +108,12 @@ static int see_to(struct shared_undo *undo, const struct shared_block *block, in
     return 1;
 }
 
-static int open_of(pid_t pid, const char *what, int fd, int how, struct error *error)
+static int open_file(const struct shared_block *block, int how, struct error *error)
 {
     char path[64];
     int opened;
 
-    snprintf(path, sizeof(path), fd < 0 ? "/proc/%d/%s" : "/proc/%d/%s/%d", pid, what, fd);
+    snprintf(path, sizeof(path), "/proc/%d/fd/%d", block->old, block->old_fd);
     opened = open(path, how | O_CLOEXEC);
     return opened < 0 ? fail_errno(error, "%s", path) : opened;
 }
@@ -126,20 +123,16 @@ static int64_t see_to_all(struct shared_undo *undo, const struct shared_block *b
                           struct error *error)
 {
     static uint64_t entries[ENTRIES];
-    int pagemap = open_of(block->new, "pagemap", -1, O_RDONLY, error);
+    int pagemap = pagemap_open(block->new, error);
     int64_t differing = 0;
 
     for (uint64_t at = 0; at < block->size && !error->set; at += ENTRIES * PAGE) {
         uint64_t left = (block->size - at) / PAGE, some = left < ENTRIES ? left : ENTRIES;
-        ssize_t bytes = some * sizeof(*entries);
 
-        if (pread(pagemap, entries, bytes, (block->address + at) / PAGE * sizeof(*entries)) !=
-            bytes) {
-            fail_errno(error, "cannot read the page frames at %#lx",
-                       (unsigned long)(block->address + at));
-        }
+        pagemap_read(pagemap, block->address + at, entries, some, error);
         for (size_t i = 0; i < some && !error->set; i++) {
-            if (entries[i] & (PRESENT | SWAPPED) && !(entries[i] & OF_FILE)) {
+            if (entries[i] & (PAGEMAP_PRESENT | PAGEMAP_SWAPPED) &&
+                !(entries[i] & PAGEMAP_OF_FILE)) {
                 differing += see_to(undo, block, file, at + i * PAGE, error);
             }
         }
@@ -152,7 +145,7 @@ static int64_t see_to_all(struct shared_undo *undo, const struct shared_block *b
 
 int64_t shared_count(const struct shared_block *block, struct error *error)
 {
-    int file = open_of(block->old, "fd", block->old_fd, O_RDONLY, error);
+    int file = open_file(block, O_RDONLY, error);
     int64_t found = file < 0 ? -1 : see_to_all(NULL, block, file, error);
 
     if (file >= 0) {
@@ -163,7 +156,7 @@ int64_t shared_count(const struct shared_block *block, struct error *error)
 
 int shared_write(struct shared_undo *undo, const struct shared_block *block, struct error *error)
 {
-    int file = open_of(block->old, "fd", block->old_fd, O_RDWR, error);
+    int file = open_file(block, O_RDWR, error);
 
     if (file < 0) {
         return -1;
