@@ -75,10 +75,7 @@ def inheriting(made: Successor) -> Successor:
     A file that is guest memory it must not open: it would write to it when it starts.  It begins
     with one of its own, without a name.
     """
-    words = [
-        _without_file(_without(word, before)) if before == "-object" else _without(word, before)
-        for before, word in pairwise(["", *made.argv])
-    ]
+    words = [_without(word, before) for before, word in pairwise(["", *made.argv])]
     return replace(made, argv=words)
 
 
@@ -106,6 +103,8 @@ def _without_file(text: str) -> str:
 
 
 def _without(word: str, option: str) -> str:
+    if option == "-object":
+        word = _without_file(word)
     if option == "-object" and word.startswith("{"):
         return json.dumps({**json.loads(word), "prealloc": False}) if "prealloc" in word else word
     if option == "-object" and "prealloc" in (parts := values(word)):
