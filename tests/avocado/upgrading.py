@@ -17,7 +17,7 @@ from lab.base.deadline import Deadline
 from lab.base.errors import PreconditionError
 from lab.base.layout import Layout
 from lab.base.record import as_json
-from lab.mechanisms import Asked, Flip
+from lab.mechanisms import Asked, Flip, Gift
 from lab.mechanisms.move import Interfere
 from lab.model import Outcome, Result
 from lab.vm.qemu import Qemu, Vm
@@ -65,8 +65,28 @@ def held() -> AbstractContextManager[None]:
 
 def hung() -> AbstractContextManager[None]:
     """Let flip start a program that stops itself, which no busy host makes too late."""
-    stops = ["/bin/sh", "-c", "kill -STOP $$"]
-    return _told(lambda told: {**told, "exec": [*stops, *told["exec"]]})
+    return _starts("kill -STOP $$")
+
+
+def dying() -> AbstractContextManager[None]:
+    """Let flip start a program that dies, with SIGKILL."""
+    return _starts("kill -KILL $$")
+
+
+def _starts(script: str) -> AbstractContextManager[None]:
+    shell = ["/bin/sh", "-c", script]
+    return _told(lambda told: {**told, "exec": [*shell, *told["exec"]]})
+
+
+def frozen() -> AbstractContextManager[None]:
+    """Stop the new QEMU that gift is to move the guest to: it takes nothing until it is killed."""
+    arguments = Gift.arguments
+
+    def otherwise(self: Gift, old: Qemu, new: Qemu, asked: Asked) -> dict[str, Any]:
+        os.kill(new.pid, signal.SIGSTOP)
+        return arguments(self, old, new, asked)
+
+    return mock.patch.object(Gift, "arguments", otherwise)
 
 
 #: Freed in pieces, a huge page stays the kernel's until memory is short (docs/architecture.md).
@@ -120,12 +140,14 @@ class Upgrading:
         return result
 
     def new_killed(self, mechanism: str, memory_ratio: float, **more: object) -> Result:
-        """Upgrade, and kill the new QEMU: flip waits for that, however late a busy host gets there.
+        """Upgrade, and kill the new QEMU before it has the guest, however late a busy host is.
 
-        Of the others the guest has to stand still for longer.
+        flip waits for that, gift's does nothing until then, and what flip-late starts kills itself.
         """
-        with held() if mechanism == "flip" else nullcontext():
-            return self.upgrade(mechanism, memory_ratio, kill_new, **more)
+        late = mechanism.endswith("flip-late")
+        before = {"flip": held, "gift": frozen}.get(mechanism, dying if late else nullcontext)
+        with before():
+            return self.upgrade(mechanism, memory_ratio, None if late else kill_new, **more)
 
     def passes(
         self,
