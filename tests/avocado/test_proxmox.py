@@ -176,7 +176,10 @@ class Proxmox(BothQemus, avocado.Test):
             report = integrity.check(lines.control, TOUCHED)
             self.assertEqual(report.status["bad_pages"], 0, report)
             seen = going.finish()
-            self.assertEqual(lost(seen, lines.control), 0)
+            # Of each queue, one that waited for room when the guest was stopped: kept, but by a
+            # QEMU that is killed (docs/transplant.md).
+            most = queues if mechanism == "transplant" else 0
+            self.assertLessEqual(lost(seen, lines.control), most)
             self.assertEqual((seen.tcp_broken, seen.tcp_back), ("", seen.tcp_sent))
             ran = made.path(_RAN).read_text(encoding="ascii")
             self.assertEqual(ran, "up tap100i0\n")
