@@ -40,12 +40,17 @@ def plan(
     wanted: str,
     asked: Asked | None = None,
     connect: Connect = look.connected,
+    *,
+    managed: bool = False,
 ) -> Plan:
-    """Look at a QEMU; raise PreconditionError with every reason when it cannot be upgraded."""
+    """Look at a QEMU; raise PreconditionError with every reason when it cannot be upgraded.
+
+    `managed` says that it has a manager.
+    """
     journal.check_free(Who.of(look.find(what)[0]))
     found = look.look(what, connect)
     made = preflight.successor(found, new)
-    seen = preflight.examine(found, new, made)
+    seen = preflight.examine(found, new, made, managed=managed)
     chosen = mechanisms.named(seen.best or seen.ways[0].mechanism if wanted == "auto" else wanted)
     assert chosen is not None
     way = next(one for one in seen.ways if one.mechanism == chosen.name)

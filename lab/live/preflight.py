@@ -43,6 +43,8 @@ _COSTS: dict[str, tuple[float, float, float, float]] = {
     "postcopy": (89, 0, 100, 1250),
     "stop-copy": (40, 3200, 40, 3200),
 }
+#: Nobody would give another process what the manager gave the old QEMU.
+_CHILD = "its manager's groups, namespaces and labels are those of a child of the old QEMU only"
 _BASIS = "docs/measuring.md: QEMU 10.0 to 10.2 on two cores under TCG, a guest that writes nothing"
 
 
@@ -81,12 +83,15 @@ class Preflight(Model):
     truth: Truth | None = Field(default=None, description="everything that the running QEMU has")
 
 
-def examine(found: Running, new: Binary, made: Successor) -> Preflight:
-    """Say of every mechanism whether it is possible, and why not; `made` is the successor's."""
+def examine(found: Running, new: Binary, made: Successor, *, managed: bool = False) -> Preflight:
+    """Say of every mechanism whether it is possible, and why not; `made` is the successor's.
+
+    `managed` says that the QEMU has a manager, which made groups, namespaces and labels for it.
+    """
     used, free = memory.pss(found.pid), _available(found.pid)
     never = [*lacks(new, found), *found.changes, *made.refusals]
     ways = [
-        _way(one, found, new, used, free, [*never, *_start_reasons(one, found, made)])
+        _way(one, found, new, used, free, [*never, *_start_reasons(one, found, made, managed)])
         for one in mechanisms.MECHANISMS
     ]
     return Preflight(
@@ -273,10 +278,14 @@ def _way(
     )
 
 
-def _start_reasons(mechanism: Mechanism, found: Running, made: Successor) -> Iterator[str]:
+def _start_reasons(
+    mechanism: Mechanism, found: Running, made: Successor, managed: bool
+) -> Iterator[str]:
     """Yield why a mechanism cannot have the new QEMU started as it has to be."""
     if not mechanism.inherits:
         yield from made.only_child
+        if managed:
+            yield _CHILD
     elif not _is_program(made.argv[0]):
         yield f"{made.argv[0]} is a script, or something else that only execve(2) can start"
     else:

@@ -24,7 +24,7 @@ from lab.live.truth.ask import Talks
 from lab.managers import confined
 from lab.managers.base import Manager, new_qemu
 from lab.managers.journal import Guest
-from lab.mechanisms import Asked, Mechanism
+from lab.mechanisms import Asked
 from lab.model import Outcome
 from lab.vm.binary import Binary
 
@@ -41,22 +41,7 @@ def plan(
     if refused := confined.refusal(guest.pid, new.path):
         raise PreconditionError(f"{guest.name} cannot be upgraded: {refused}")
     connect = functools.partial(_through, manager, guest)
-    made = planning.plan(str(guest.monitor), new, wanted, asked, connect)
-    check_child(guest.name, made.mechanism)
-    return made
-
-
-def check_child(name: str, mechanism: Mechanism) -> None:
-    """Raise PreconditionError if the new QEMU would not be a child of the old one.
-
-    Nobody would give it the groups, namespaces, limits and labels that the manager gave that one.
-    """
-    if not mechanism.inherits:
-        raise PreconditionError(
-            f"{name} cannot be upgraded by {mechanism.name}: its manager's groups, namespaces and "
-            "labels are those of a child of the old QEMU only",
-            hint="take --mechanism transplant, or flip",
-        )
+    return planning.plan(str(guest.monitor), new, wanted, asked, connect, managed=True)
 
 
 @contextmanager
@@ -85,7 +70,9 @@ def upgrade(
         note(f"{manager.title} is kept away; the guests run on")
         plans = [
             dataclasses.replace(
-                planning.plan(str(guest.monitor), programs[guest.name], wanted, asked),
+                planning.plan(
+                    str(guest.monitor), programs[guest.name], wanted, asked, managed=True
+                ),
                 own=guest.own,
                 log=guest.log,
             )

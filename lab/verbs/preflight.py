@@ -106,7 +106,7 @@ def _looked_at(given: argparse.Namespace) -> tuple[Running, Binary]:
 def run(given: argparse.Namespace) -> int:
     """Do what ``pageflip preflight`` says; the exit code is 1 when there is no way at all."""
     running, new = _looked_at(given)
-    found = examine(running, new, successor(running, new))
+    found = examine(running, new, successor(running, new), managed=bool(given.domain))
     if given.json:
         sys.stdout.write(as_json(found))
     else:

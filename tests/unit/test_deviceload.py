@@ -225,7 +225,7 @@ def test_what_cannot_be_rehearsed_itself_is_so(
         ("look", given.found),
     ):
         monkeypatch.setattr(f"lab.live.look.{name}", lambda *_, answer=answer: answer)
-    monkeypatch.setattr("lab.live.preflight.examine", lambda *_: seen)
+    monkeypatch.setattr("lab.live.preflight.examine", lambda *_, **__: seen)
     monkeypatch.setattr("lab.live.preflight.successor", lambda *_: given.successor)
     new = cast("Any", argparse.Namespace(path="/new"))
     asked = Asked(rehearse=True)

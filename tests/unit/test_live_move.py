@@ -165,7 +165,7 @@ def test_why_one_cannot_be_upgraded(monkeypatch: pytest.MonkeyPatch, state: Path
     seen = argparse.Namespace(ways=[way("flip", "blocked: x"), way("gift")], best="gift")
     monkeypatch.setattr(planning.look, "look", lambda *_: Found())
     monkeypatch.setattr(planning.look, "find", lambda _what: (os.getpid(), Path("/run/q")))
-    monkeypatch.setattr(planning.preflight, "examine", lambda *_: seen)
+    monkeypatch.setattr(planning.preflight, "examine", lambda *_, **__: seen)
     monkeypatch.setattr(planning.preflight, "successor", lambda *_: None)
     new = cast("Any", argparse.Namespace(path="/new"))
     assert planning.plan("7", new, "auto").mechanism.name == "gift"

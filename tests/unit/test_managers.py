@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from lab import managers, mechanisms
+from lab import managers
 from lab.base.errors import CannotTellError, PreconditionError, UsageError
 from lab.base.identity import Who
 from lab.managers import confined, daemon, journal, libvirt
@@ -27,7 +27,6 @@ from lab.managers.libvirt import Libvirt, Through
 from lab.managers.proxmox import Proxmox
 from lab.managers.status import DomainStatus, with_emulator
 from lab.managers.threads import Place, Places, Threads
-from lab.managers.upgrade import check_child
 from lab.vm.monitor import MonitorError, QmpError
 
 DEFINITION = """<domain type="kvm">
@@ -417,12 +416,3 @@ def test_what_a_security_module_would_refuse(
     refused = confined.of_label(label, new, "qemu_exec_t", context)
     assert said in refused
     assert bool(said) == bool(refused)
-
-
-@pytest.mark.parametrize("one", mechanisms.MECHANISMS, ids=lambda one: one.name)
-def test_a_managed_guests_new_qemu_is_a_child_of_the_old_one(one: mechanisms.Mechanism) -> None:
-    if one.name in {"flip", "flip-late", "remap", "transplant"}:
-        check_child("g1", one)
-        return
-    with pytest.raises(PreconditionError, match=f"g1 cannot be upgraded by {one.name}"):
-        check_child("g1", one)

@@ -141,6 +141,21 @@ def test_a_guest_on_shared_memory() -> None:
     assert "ignore-shared" in possible(qemu(*on_file, share=True))
 
 
+def test_a_managed_guests_new_qemu_is_a_child_of_the_old_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(mechanisms.Transplant, "missing", lambda *_: "")
+    monkeypatch.setattr(outside, "reasons", lambda _found: [])
+    for found, best in ((qemu(), "flip"), (qemu(share=True), "transplant")):
+        seen = preflight.examine(found, NEW, preflight.successor(found, NEW), managed=True)
+        assert seen.best == best
+        for way in seen.ways:
+            child = mechanisms.named(way.mechanism)
+            assert child is not None
+            refused = any("those of a child of the old QEMU only" in why for why in way.reasons)
+            assert refused is not child.inherits, way
+
+
 @pytest.mark.parametrize(
     ("words", "why"),
     [
