@@ -6,13 +6,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-
-import jinja2
 
 from lab.base.errors import UsageError
 from lab.report.charts import AXES
 from lab.report.style import log_axis
+from lab.report.templating import environment
 from lab.results.figures import Bench, Row
 
 #: The figure that is drawn.
@@ -74,18 +72,20 @@ def draw(bench: Bench) -> str:
         share = (math.log10(max(ms, 10**low)) - low) / (high - low)
         return round(_TOP + _HEIGHT * (1 - share), 1)
 
-    loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
-    page = jinja2.Environment(loader=loader, autoescape=True).get_template("chart.svg")
-    return page.render(
-        title=_title(bench),
-        names=names,
-        panels=[
-            _panel(_shown(rows, part), part, names, (left, _WIDTHS[len(parts)]), level)
-            for part, left in zip(parts, _LEFTS, strict=False)
-        ],
-        levels=[(level(ms), f"{ms:g}") for ms in marks["tickvals"]],
-        top=_TOP,
-        height=_HEIGHT,
+    return (
+        environment()
+        .get_template("chart.svg")
+        .render(
+            title=_title(bench),
+            names=names,
+            panels=[
+                _panel(_shown(rows, part), part, names, (left, _WIDTHS[len(parts)]), level)
+                for part, left in zip(parts, _LEFTS, strict=False)
+            ],
+            levels=[(level(ms), f"{ms:g}") for ms in marks["tickvals"]],
+            top=_TOP,
+            height=_HEIGHT,
+        )
     )
 
 

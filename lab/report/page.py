@@ -7,9 +7,7 @@ import re
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
-import jinja2
 import plotly.graph_objects as go
 from markupsafe import Markup, escape
 from plotly.offline import get_plotlyjs
@@ -18,6 +16,7 @@ from lab.measure.timeline import Timeline
 from lab.model import Result
 from lab.report import charts, screen, strips, tables, words
 from lab.report.tables import TITLES, digits
+from lab.report.templating import environment
 from lab.report.words import State, Words
 from lab.results.figures import Bench, Run
 
@@ -154,10 +153,9 @@ def render(
 ) -> str:
     """Return a page; the library that draws is in it where there is something to draw."""
     drawn = any(section.charts for section in sections)
-    loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
-    environment = jinja2.Environment(loader=loader, autoescape=True)
-    environment.filters["breakable"] = _breakable
-    return environment.get_template("report.html").render(
+    templates = environment()
+    templates.filters["breakable"] = _breakable
+    return templates.get_template("report.html").render(
         title=title,
         verdict=verdict,
         reasons=reasons,

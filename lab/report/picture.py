@@ -7,14 +7,12 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
-
-import jinja2
 
 from lab.base.errors import UsageError
 from lab.measure.memory import MAX_ERROR
 from lab.measure.timeline import Timeline
 from lab.model import Memory, Result
+from lab.report.templating import environment
 
 #: Shown before the upgrade begins and after the longer one is complete, as a share of the latter.
 _BEFORE, _AFTER = 0.06, 0.12
@@ -86,20 +84,22 @@ def draw(*upgrades: tuple[Result, Timeline]) -> str:
         raise UsageError("the two upgrades differ in their guests, accelerators or binaries")
     end_ms = max(line.end_ms for _, line in upgrades)
     scale = Scale(-_BEFORE * end_ms, (1 + _AFTER) * end_ms)
-    loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
-    page = jinja2.Environment(loader=loader, autoescape=True).get_template("picture.svg")
-    return page.render(
-        title=_title(upgrades[0][0]),
-        left=_LEFT,
-        right=_RIGHT,
-        lane=_LANE,
-        bottom=_BOTTOM,
-        levels=[(level, _level(level)) for level in (1, 2)],
-        ticks=list(scale.ticks()),
-        panels=[
-            _panel(result, line, scale, _FIRST_PANEL + _PANEL * number)
-            for number, (result, line) in enumerate(upgrades)
-        ],
+    return (
+        environment()
+        .get_template("picture.svg")
+        .render(
+            title=_title(upgrades[0][0]),
+            left=_LEFT,
+            right=_RIGHT,
+            lane=_LANE,
+            bottom=_BOTTOM,
+            levels=[(level, _level(level)) for level in (1, 2)],
+            ticks=list(scale.ticks()),
+            panels=[
+                _panel(result, line, scale, _FIRST_PANEL + _PANEL * number)
+                for number, (result, line) in enumerate(upgrades)
+            ],
+        )
     )
 
 
