@@ -66,6 +66,16 @@ def _slow_new(_old: Vm, new: Vm) -> None:
         time.sleep(0.01)
 
 
+def _squeezing(room_bytes: int) -> Callable[[Vm], None]:
+    """Return what leaves a QEMU's memory group that much."""
+
+    def squeeze(old: Vm) -> None:
+        group = _group_of(old)
+        group.limit(group.current() + room_bytes)
+
+    return squeeze
+
+
 def _group_of(qemu: Vm) -> cgroup.MemoryGroup:
     """Return the memory group that the lab made for both QEMUs."""
     groups = Path(f"/proc/{qemu.pid}/cgroup").read_text(encoding="ascii").split()
@@ -192,8 +202,17 @@ class Faults(Upgrading, avocado.Test):
             self.rolled_back(mechanism, None, "")
 
     def test_no_memory(self) -> None:
-        """Their memory group has room for a fork, and none for a new QEMU: that one is killed."""
-        self.squeezed(16 << 20)
+        """Their memory group has room for a fork, and none for a new QEMU: that one is killed.
+
+        The kernel goes on to an old one that may not keep itself from being killed, if that needs a
+        page before all that it has killed is free (docs/failures.md).
+        """
+        if process.capable(_CAP_SYS_RESOURCE):
+            self.squeezed(16 << 20)
+            return
+        with self.just_before(mechanisms.Flip, _squeezing(16 << 20)) as mechanism:
+            result = self.one_or_none(mechanism, None, dirty_rate="1M")
+        self.assertNotEqual(result.outcome, Outcome.UPGRADED)
 
     def test_no_memory_to_fork(self) -> None:
         """There is no room for the fork either, and nobody to kill but the old QEMU."""
@@ -203,12 +222,7 @@ class Faults(Upgrading, avocado.Test):
 
     def squeezed(self, room_bytes: int) -> None:
         """Leave the memory group that much, and assert that it costs the upgrade only."""
-
-        def squeeze(old: Vm) -> None:
-            group = _group_of(old)
-            group.limit(group.current() + room_bytes)
-
-        with self.just_before(mechanisms.Flip, squeeze) as mechanism:
+        with self.just_before(mechanisms.Flip, _squeezing(room_bytes)) as mechanism:
             self.rolled_back(mechanism, None, "", dirty_rate="1M")
 
     def rolled_back(
