@@ -72,20 +72,17 @@ def draw(bench: Bench) -> str:
         share = (math.log10(max(ms, 10**low)) - low) / (high - low)
         return round(_TOP + _HEIGHT * (1 - share), 1)
 
-    return (
-        environment()
-        .get_template("chart.svg")
-        .render(
-            title=_title(bench),
-            names=names,
-            panels=[
-                _panel(_shown(rows, part), part, names, (left, _WIDTHS[len(parts)]), level)
-                for part, left in zip(parts, _LEFTS, strict=False)
-            ],
-            levels=[(level(ms), f"{ms:g}") for ms in marks["tickvals"]],
-            top=_TOP,
-            height=_HEIGHT,
-        )
+    page = environment().get_template("chart.svg")
+    return page.render(
+        title=_title(bench),
+        names=names,
+        panels=[
+            _panel(_shown(rows, part), part, names, (left, _WIDTHS[len(parts)]), level)
+            for part, left in zip(parts, _LEFTS, strict=False)
+        ],
+        levels=[(level(ms), f"{ms:g}") for ms in marks["tickvals"]],
+        top=_TOP,
+        height=_HEIGHT,
     )
 
 

@@ -84,22 +84,19 @@ def draw(*upgrades: tuple[Result, Timeline]) -> str:
         raise UsageError("the two upgrades differ in their guests, accelerators or binaries")
     end_ms = max(line.end_ms for _, line in upgrades)
     scale = Scale(-_BEFORE * end_ms, (1 + _AFTER) * end_ms)
-    return (
-        environment()
-        .get_template("picture.svg")
-        .render(
-            title=_title(upgrades[0][0]),
-            left=_LEFT,
-            right=_RIGHT,
-            lane=_LANE,
-            bottom=_BOTTOM,
-            levels=[(level, _level(level)) for level in (1, 2)],
-            ticks=list(scale.ticks()),
-            panels=[
-                _panel(result, line, scale, _FIRST_PANEL + _PANEL * number)
-                for number, (result, line) in enumerate(upgrades)
-            ],
-        )
+    page = environment().get_template("picture.svg")
+    return page.render(
+        title=_title(upgrades[0][0]),
+        left=_LEFT,
+        right=_RIGHT,
+        lane=_LANE,
+        bottom=_BOTTOM,
+        levels=[(level, _level(level)) for level in (1, 2)],
+        ticks=list(scale.ticks()),
+        panels=[
+            _panel(result, line, scale, _FIRST_PANEL + _PANEL * number)
+            for number, (result, line) in enumerate(upgrades)
+        ],
     )
 
 
