@@ -25,6 +25,8 @@
 /* How long a fork may take; a large guest with small pages takes 25 ms for each GiB (us). */
 #define FORK_US 10000000
 #define BLOB_MOST 4096
+/* How long a child that was killed may take to end; it has memory to give back (us). */
+#define END_US 5000000
 
 static int status_line(struct donor *donor, const char *line, struct error *error)
 {
@@ -376,6 +378,25 @@ static int wipe(struct donor *donor, struct error *error)
                         error);
 }
 
+/* Whether a child of its main thread is still there that nobody is told of when it ends. */
+static bool has_ending_child(const struct donor *donor)
+{
+    char path[64];
+    bool found = false;
+    FILE *file;
+    int child;
+
+    snprintf(path, sizeof(path), "/proc/%d/task/%d/children", donor->pid, donor->pid);
+    file = fopen(path, "r");
+    while (file && !found && fscanf(file, "%d", &child) == 1) {
+        found = !remote_exit_signal(child) && !remote_has_ended(child);
+    }
+    if (file) {
+        fclose(file);
+    }
+    return found;
+}
+
 int donor_reap(struct donor *donor, struct error *error)
 {
     /* Only children whose end sends no SIGCHLD (__WCLONE): QEMU itself has none. */
@@ -384,6 +405,10 @@ int donor_reap(struct donor *donor, struct error *error)
     struct user_regs_struct regs;
     struct error ignored = { 0 };
 
+    /* The child of a helper that was killed may not have ended yet, and would stay a zombie. */
+    for (uint64_t end = now_us() + END_US; has_ending_child(donor) && now_us() < end;) {
+        usleep(1000);
+    }
     if (remote_seize(donor->pid, donor_options(donor), error)) {
         return -1;
     }

@@ -337,26 +337,6 @@ int recipient_let_go(struct recipient *recipient, struct error *error)
     return 0;
 }
 
-/* Whether a process that is not traced has ended: nobody is there, or a zombie. */
-static bool has_ended(pid_t pid)
-{
-    char path[64], text[256] = "";
-    const char *state;
-    FILE *file;
-
-    snprintf(path, sizeof(path), "/proc/%d/stat", pid);
-    file = fopen(path, "r");
-    if (!file) {
-        return true;
-    }
-    if (!fgets(text, sizeof(text), file)) {
-        text[0] = 0;
-    }
-    fclose(file);
-    state = strrchr(text, ')');
-    return !state || state[2] == 'Z' || state[2] == 'X';
-}
-
 void recipient_end(struct recipient *recipient)
 {
     int status;
@@ -372,7 +352,7 @@ void recipient_end(struct recipient *recipient)
             recipient->status = SIGKILL;
         }
     }
-    while (!has_ended(recipient->pid)) {
+    while (!remote_has_ended(recipient->pid)) {
         usleep(200); /* another process's child: there is nothing to wait for */
     }
     recipient->ended = true;

@@ -304,6 +304,42 @@ void hold_release(struct hold *hold, pid_t keep)
     hold->count = 0;
 }
 
+/* Returns a field of /proc/PID/stat (proc_pid_stat(5)), from the third on; `text` is its memory. */
+static const char *stat_field(pid_t pid, int number, char *text, size_t size)
+{
+    char path[64];
+    const char *field;
+    FILE *file;
+
+    snprintf(path, sizeof(path), "/proc/%d/stat", pid);
+    file = fopen(path, "r");
+    if (!file) {
+        return NULL;
+    }
+    field = fgets(text, size, file) ? strrchr(text, ')') : NULL;
+    fclose(file);
+    for (int i = 2; field && i < number; i++) {
+        field = strchr(field + 1, ' ');
+    }
+    return field ? field + 1 : NULL;
+}
+
+bool remote_has_ended(pid_t pid)
+{
+    char text[1024];
+    const char *state = stat_field(pid, 3, text, sizeof(text));
+
+    return !state || *state == 'Z' || *state == 'X';
+}
+
+int remote_exit_signal(pid_t pid)
+{
+    char text[1024];
+    const char *number = stat_field(pid, 38, text, sizeof(text));
+
+    return number ? atoi(number) : -1;
+}
+
 void set_oom_score(pid_t pid, int score)
 {
     char path[64];

@@ -55,6 +55,11 @@ long remote_call(struct remote *remote, const char *what, long number, long a, l
 /* Returns where the vdso of a process, at this address, has an instruction syscall; or 0. */
 uint64_t remote_instruction(pid_t pid, uint64_t vdso, size_t size, struct error *error);
 
+/* Whether a process that is not traced has ended: nobody is there, or a zombie. */
+bool remote_has_ended(pid_t pid);
+/* Which signal its parent gets when a process ends; 0 for none, -1 if nobody is there. */
+int remote_exit_signal(pid_t pid);
+
 /* How likely the kernel is to end a process when memory is short (proc_pid_oom_score_adj(5)). */
 void set_oom_score(pid_t pid, int score);
 int get_oom_score(pid_t pid);
