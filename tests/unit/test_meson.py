@@ -18,13 +18,13 @@ _NO_QEMU = {"unit", "page", "patches"}
 _WITH_QEMU = {"avocado-quick", "avocado-medium", "avocado-thorough", "bench-smoke"}
 
 
-def introspect(build: Path, *options: str) -> dict[str, Any]:
+def introspect(build: Path, *options: str, what: str = "tests") -> dict[str, Any]:
     setup = subprocess.run(
         [*_MESON, "setup", build, CHECKOUT, *options], capture_output=True, text=True, check=False
     )
     assert setup.returncode == 0, setup.stdout + setup.stderr
     said = subprocess.run(
-        [*_MESON, "introspect", "--tests", build], capture_output=True, text=True, check=True
+        [*_MESON, "introspect", f"--{what}", build], capture_output=True, text=True, check=True
     )
     return {test["name"]: test for test in json.loads(said.stdout)}
 
@@ -42,3 +42,9 @@ def test_an_archive_can_be_tried_without_a_qemu(tmp_path: Path) -> None:
     # meson dist tries it with the options that it was called with.
     found = introspect(tmp_path, "-Dqemu=false", "-Dguests=false")
     assert found.keys() == _NO_QEMU
+
+
+def test_the_helper_has_all_of_its_sources(tmp_path: Path) -> None:
+    (helper,) = introspect(tmp_path, what="targets")["transplant"]["target_sources"][:1]
+    own = {str(source) for source in (CHECKOUT / "transplant").glob("*.c")}
+    assert set(helper["sources"]) == own
