@@ -327,9 +327,14 @@ static const char *stat_field(pid_t pid, int number, char *text, size_t size)
 bool remote_has_ended(pid_t pid)
 {
     char text[1024];
-    const char *state = stat_field(pid, 3, text, sizeof(text));
+    const char *state = stat_field(pid, 3, text, sizeof(text)), *threads;
 
-    return !state || *state == 'Z' || *state == 'X';
+    if (!state || *state == 'X') {
+        return true;
+    }
+    /* Its first thread is a zombie already while others give their memory back. */
+    threads = *state == 'Z' ? stat_field(pid, 20, text, sizeof(text)) : NULL;
+    return threads && atoi(threads) <= 1;
 }
 
 int remote_exit_signal(pid_t pid)
