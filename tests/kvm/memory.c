@@ -9,6 +9,7 @@
  * upgrade does); one of the first VM after its memory was moved to another
  * address (which is what keeping the descriptors would do, as long as the new
  * QEMU has its own addresses); and what it takes to create a VM and a vCPU.
+ * The exit code is 77 where KVM cannot be used, or does not run such a program.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -25,6 +26,7 @@
 #include <time.h>
 #include <unistd.h>
 
+enum { UNSUPPORTED = 77 };
 enum { PML4 = 0x1000, PDPT = 0x2000, PD = 0x3000, CODE = 0x8000, FIRST = 0x200000 };
 
 struct vm {
@@ -84,6 +86,9 @@ static struct vm create(uint8_t *memory)
     must(vm.cpu = ioctl(vm.fd, KVM_CREATE_VCPU, 0), "KVM_CREATE_VCPU");
     vm.run = mmap(NULL, ioctl(kvm, KVM_GET_VCPU_MMAP_SIZE, 0), PROT_READ | PROT_WRITE,
                   MAP_SHARED, vm.cpu, 0);
+    if (vm.run == MAP_FAILED) {
+        err(1, "the vCPU's state");
+    }
     must(ioctl(kvm, KVM_GET_SUPPORTED_CPUID, &cpuid), "KVM_GET_SUPPORTED_CPUID");
     must(ioctl(vm.cpu, KVM_SET_CPUID2, &cpuid), "KVM_SET_CPUID2");
     must(ioctl(vm.cpu, KVM_GET_SREGS, &s), "KVM_GET_SREGS");
@@ -104,7 +109,8 @@ static double pass_ms(struct vm *vm)
 
     must(ioctl(vm->cpu, KVM_RUN, 0), "KVM_RUN");
     if (vm->run->exit_reason != KVM_EXIT_IO) {
-        errx(1, "the guest ended with exit %d", vm->run->exit_reason);
+        errx(vm->run->exit_reason == KVM_EXIT_INTERNAL_ERROR ? UNSUPPORTED : 1,
+             "the guest ended with exit %d", vm->run->exit_reason);
     }
     return now_ms() - start;
 }
@@ -142,6 +148,9 @@ static uint8_t *reserve(void)
     uint8_t *at = mmap(NULL, size + (2 << 20), PROT_READ | PROT_WRITE,
                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 
+    if (at == MAP_FAILED) {
+        err(1, "%zu bytes", (size_t)size);
+    }
     return (uint8_t *)(((uintptr_t)at + (2 << 20) - 1) & ~((2ul << 20) - 1));
 }
 
@@ -150,11 +159,14 @@ int main(int argc, char **argv)
     uint8_t *memory, *other;
     struct vm vm;
 
-    if (argc < 3) {
-        errx(2, "usage: memory MIB ROUNDS [4k]");
+    size = argc < 3 ? 0 : strtoull(argv[1], NULL, 0) << 20;
+    if (size <= FIRST || size >= 4ul << 30) {
+        errx(2, "usage: memory MIB ROUNDS [4k], with 3 to 4095 MIB");
     }
-    size = strtoull(argv[1], NULL, 0) << 20;
-    must(kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC), "/dev/kvm");
+    kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
+    if (kvm < 0) {
+        err(UNSUPPORTED, "/dev/kvm");
+    }
     memory = reserve();
     other = reserve();
     madvise(memory, size, argc > 3 ? MADV_NOHUGEPAGE : MADV_HUGEPAGE);
