@@ -30,9 +30,11 @@ from lab.vm.binary import Binary
 from lab.vm.cmdline import Backing
 
 _MIB = 2**20
-#: What a second QEMU needs (bytes; docs/measuring.md), and what has to be left for it, as the
-#: series asks: when memory runs out the kernel kills, and not only the new QEMU.
-_SECOND, _LEFT = 64 * _MIB, 128 * _MIB
+#: What a second QEMU needs for itself (bytes); see docs/measuring.md.
+_SECOND = 64 * _MIB
+#: What has to be left where the old QEMU is forked, besides its page tables (bytes), as the series
+#: asks: when memory runs out the kernel kills, and not only the new QEMU.
+_FORK = 128 * _MIB
 #: Pause without and with memory that has to move (ms, and ms per GiB of it), and the same of the
 #: whole; medians of docs/measuring.md, rounded: two cores, TCG, a guest that writes nothing.
 _COSTS: dict[str, tuple[float, float, float, float]] = {
@@ -122,6 +124,14 @@ def _available(pid: int) -> int:
     """Return how much more memory there is (bytes), on the host and in the groups of a process."""
     host, group = facts.memory_bytes("MemAvailable"), cgroup.headroom(pid, cached=True)
     return host if group is None else min(host, group)
+
+
+def _page_tables(pid: int) -> int:
+    """Return how much memory a process's page tables take (bytes); 0 once it has ended."""
+    try:
+        return int(process.status(pid, "VmPTE").partition(" ")[0] or 0) * 1024
+    except OSError:
+        return 0
 
 
 def _best(ways: list[Way], found: Running) -> str | None:
@@ -253,8 +263,8 @@ def _objects(found: Running) -> set[str]:
 def _way(
     mechanism: Mechanism, found: Running, new: Binary, used: int, free: int, others: list[str]
 ) -> Way:
-    doubled = used if mechanism.doubles else 0
-    extra, left = _SECOND + doubled, _LEFT + doubled
+    extra = _SECOND + (used if mechanism.doubles else 0)
+    left = _FORK + _page_tables(found.pid) if mechanism.inherits else extra
     reasons = [
         *filter(None, [mechanism.missing(found.binary, new)]),
         *others,
@@ -263,7 +273,9 @@ def _way(
         *(joined.reasons(found.pid) if mechanism.joins else ()),
     ]
     if left > free:
-        reasons.append(f"asks for {left // _MIB} MiB more; {free // _MIB} MiB are available")
+        reasons.append(
+            f"{left // _MIB} MiB of memory have to be available, and {free // _MIB} MiB are"
+        )
     if found.state not in {"running", "paused"}:
         reasons.append(f"the guest is neither running nor paused, but {found.state}")
     pause, total = None, None

@@ -152,7 +152,7 @@ def test_the_headroom_is_that_of_the_tightest_group(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_cached_of_files_is_room(tmp_path: Path, limit: str, used: str, below: str) -> None:
-    """The kernel drops that before it kills anybody; shmem and anonymous memory stay."""
+    """The kernel drops what is idle of it at once; shmem and anonymous memory stay."""
     (tmp_path / limit).write_text("1000\n", encoding="ascii")
     (tmp_path / used).write_text("900\n", encoding="ascii")
     stat = f"anon 50\n{below}active_file 30\n{below}inactive_file 7\nshmem 3\n"
@@ -160,7 +160,7 @@ def test_what_is_cached_of_files_is_room(tmp_path: Path, limit: str, used: str, 
     (tmp_path / "memory.stat").write_text(own + stat, encoding="ascii")
     told = "3:memory:/\n" if below else "0::/\n"
     assert cgroup.headroom(1, tmp_path, told) == 100
-    assert cgroup.headroom(1, tmp_path, told, cached=True) == 137
+    assert cgroup.headroom(1, tmp_path, told, cached=True) == 107
 
 
 def test_no_limit_is_no_headroom(tmp_path: Path) -> None:
