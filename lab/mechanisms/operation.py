@@ -27,6 +27,7 @@ from lab.transplant.channel import HelperError
 from lab.transplant.helper import Differing, Helper
 from lab.transplant.taps import StandIns
 from lab.vm import tracelog
+from lab.vm.monitor import QmpError
 from lab.vm.qemu import Qemu
 
 _PAGE = 4096
@@ -217,7 +218,10 @@ class Operation(Driven):
             raise HelperError(f"{bad} pages are not the same in both QEMUs")
 
     def _commit(self, helper: Helper, deadline: Deadline, resuming: Look) -> None:
-        """Give the guest to the new QEMU.  From the command ``cont`` on there is no way back."""
+        """Give the guest to the new QEMU.
+
+        From the command ``cont`` on there is no way back, unless that is refused.
+        """
         assert self._taps
         helper.hold(self._places)
         self._taps.remove()
@@ -229,9 +233,13 @@ class Operation(Driven):
         try:
             if self._ran:
                 self._new.monitor.execute("cont")
+        except QmpError:  # it has answered: the guest has not run there, as somebody has its disk
+            self._committed = False
+            raise
         finally:
-            with timed(self._us, "push-us"):
-                self._end_old(helper)
+            if self._committed:
+                with timed(self._us, "push-us"):
+                    self._end_old(helper)
         self._settled = True
         with suppress(LabError):  # the guest has moved, whatever becomes of its huge pages
             helper.collapse(new=True)
@@ -249,8 +257,13 @@ class Operation(Driven):
             return ""
         self._settled = True
         how = "; ".join(filter(None, [self._abandon(), *self._said()])) if self._began else ""
-        if self._stopped and not self._old.dead:
-            self._old.monitor.execute("cont")
+        try:
+            if self._stopped and not self._old.dead:
+                self._old.monitor.execute("cont")
+        finally:
+            if self._began and self._helper:
+                with suppress(LabError):  # the guest has all its memory, in pages of any size
+                    self._helper.collapse(new=False)
         return how
 
     def _said(self) -> list[str]:
@@ -275,8 +288,6 @@ class Operation(Driven):
                     again.examine(self._old.pid, self._blocks)
                     again.abandon()
                     self._helper = again
-        with suppress(LabError):
-            self._helper.collapse(new=False)
         return how
 
     def close(self) -> None:
