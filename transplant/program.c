@@ -5,10 +5,12 @@
 #include <elf.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/openat2.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/xattr.h>
 #include <unistd.h>
 
@@ -47,21 +49,30 @@ static int plan_whole(int fd, off_t size, struct elf_plan *plan)
 /* Plans one file of the old QEMU's file system. */
 static int read_file(pid_t pid, const char *path, struct elf_plan *plan, struct error *error)
 {
-    char place[512], ignored[8];
+    char place[64], ignored[8];
+    struct open_how how = { .flags = O_RDONLY | O_CLOEXEC, .resolve = RESOLVE_IN_ROOT };
     struct error own = { 0 };
     uint8_t head[ELF_HEAD];
     struct stat status;
     ssize_t got = -1;
-    int fd;
+    int root, fd;
 
-    if (path[0] != '/' ||
-        snprintf(place, sizeof(place), "/proc/%d/root%s", pid, path) >= (int)sizeof(place)) {
-        return fail(error, "%.200s: not a full path, or too long", path);
+    if (path[0] != '/') {
+        return fail(error, "%.200s: not a full path", path);
     }
-    fd = open(place, O_RDONLY | O_CLOEXEC);
+    snprintf(place, sizeof(place), "/proc/%d/root", pid);
+    root = open(place, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    if (root < 0) {
+        return fail_errno(error, "%s", place);
+    }
+    /* What a symbolic link in there names is in there as well, as it is for the new QEMU. */
+    fd = syscall(SYS_openat2, root, path, &how, sizeof(how));
     if (fd < 0) {
-        return fail_errno(error, "%s", path);
+        fail_errno(error, "%s", path);
+        close(root);
+        return -1;
     }
+    close(root);
     if (fstat(fd, &status)) {
         fail_errno(error, "%s", path);
     } else if (!S_ISREG(status.st_mode) || !(status.st_mode & 0111)) {
