@@ -333,12 +333,15 @@ pid_t donor_fork(struct donor *donor, struct error *error)
     uint64_t begun = now_us(), forking;
     pid_t child = 0;
 
-    if (remote_seize(donor->pid, options, error)) {
+    if (remote_seize(donor->pid, donor_options(donor), error)) {
         return -1;
     }
     if (!stop_in_call(donor->pid, &regs, error)) {
         forking = now_us();
-        if (!inject(donor, &regs, calls, count, error)) {
+        /* Not before it is stopped: a thread that QEMU starts meanwhile would be traced as well. */
+        if (ptrace(PTRACE_SETOPTIONS, donor->pid, 0, options)) {
+            fail_errno(error, "the options of thread %d", donor->pid);
+        } else if (!inject(donor, &regs, calls, count, error)) {
             child = wait_through(donor, error);
             donor->fork_us = now_us() - forking;
         }
@@ -378,23 +381,36 @@ static int wipe(struct donor *donor, struct error *error)
                         error);
 }
 
-/* Whether a child of its main thread is still there that nobody is told of when it ends. */
-static bool has_ending_child(const struct donor *donor)
+/* How many children of its main thread are there, or are still ending, whose end it is not told. */
+static size_t count_children(const struct donor *donor, bool ending)
 {
     char path[64];
-    bool found = false;
+    size_t count = 0;
     FILE *file;
     int child;
 
     snprintf(path, sizeof(path), "/proc/%d/task/%d/children", donor->pid, donor->pid);
     file = fopen(path, "r");
-    while (file && !found && fscanf(file, "%d", &child) == 1) {
-        found = !remote_exit_signal(child) && !remote_has_ended(child);
+    while (file && fscanf(file, "%d", &child) == 1) {
+        count += !remote_exit_signal(child) && !(ending && remote_has_ended(child));
     }
     if (file) {
         fclose(file);
     }
-    return found;
+    return count;
+}
+
+/* Whether there is nothing of a helper's in it, neither a child nor code. */
+static bool is_clean(const struct donor *donor)
+{
+    static const uint8_t nothing[BLOB_MOST];
+    uint8_t code[BLOB_MOST];
+    struct error ignored = { 0 };
+    size_t size = donor->cave_size < sizeof(code) ? donor->cave_size : sizeof(code);
+
+    return !count_children(donor, false) &&
+           !remote_read(donor->pid, donor->cave, code, size, &ignored) &&
+           !memcmp(code, nothing, size);
 }
 
 int donor_reap(struct donor *donor, struct error *error)
@@ -406,8 +422,11 @@ int donor_reap(struct donor *donor, struct error *error)
     struct error ignored = { 0 };
 
     /* The child of a helper that was killed may not have ended yet, and would stay a zombie. */
-    for (uint64_t end = now_us() + END_US; has_ending_child(donor) && now_us() < end;) {
+    for (uint64_t end = now_us() + END_US; count_children(donor, true) && now_us() < end;) {
         usleep(1000);
+    }
+    if (is_clean(donor)) {
+        return 0;
     }
     if (remote_seize(donor->pid, donor_options(donor), error)) {
         return -1;
